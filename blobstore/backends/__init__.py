@@ -1,0 +1,1 @@
+"""Object stores and metadata backends that come with blobstore."""

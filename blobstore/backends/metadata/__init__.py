@@ -1,0 +1,1 @@
+"""Metadata backends: where the index is kept."""

@@ -1,0 +1,1 @@
+"""Handlers: how objects of each type become bytes and come back."""

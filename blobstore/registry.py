@@ -1,0 +1,309 @@
+"""Name -> implementation, imported on first use.
+
+Three registries: object stores, metadata backends, handlers. A name is looked up among those
+registered at run time, then the built-in ones, then the entry points of installed packages
+(groups ``blobstore.object_stores``, ``blobstore.metadata_backends``, ``blobstore.handlers``).
+A name used twice is an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from blobstore.errors import ConfigError, DecodeError, MissingDependencyError, UnsupportedTypeError
+from blobstore.protocols import Handler, MetadataBackend, ObjectStore, Plan, WriteOptions
+
+T = TypeVar("T")
+
+_EXTRA_OF = {
+    "obstore": "s3",
+    "psycopg": "postgres",
+    "polars": "polars",
+    "pydantic": "pydantic",
+    "torch": "torch",
+    "safetensors": "torch",
+    "scipy": "scipy",
+    "PIL": "pillow",
+    "skops": "skops",
+    "yaml": "yaml",
+    "typer": "cli",
+    "rich": "cli",
+}
+"""Import name of an optional library -> the extra that brings it."""
+
+
+def load(target: str) -> Any:
+    """Import ``"module:Name"``.
+
+    Raises
+    ------
+    MissingDependencyError
+        An optional library that it needs is not installed. Other import errors pass unmasked.
+
+    Examples
+    --------
+    >>> load("blobstore.keys:MAX_KEY_BYTES")
+    2048
+    """
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as exc:
+        missing = (exc.name or "").partition(".")[0]
+        if missing not in _EXTRA_OF:
+            raise
+        raise MissingDependencyError(
+            f"{name} needs the library {missing!r}, which is not installed: "
+            f"pip install 'blobstore[{_EXTRA_OF[missing]}]'"
+        ) from exc
+
+
+class Registry(Generic[T]):
+    """Classes of one interface by name, each imported when it is first asked for.
+
+    Parameters
+    ----------
+    kind : str
+        What they are, in messages: "metadata backend".
+    group : str
+        Entry-point group of other packages.
+    interface : type
+        What every implementation is a subclass of.
+    builtin : mapping of str to str
+        Name to ``"module:Class"``.
+    """
+
+    def __init__(
+        self, kind: str, group: str, interface: type[T], builtin: Mapping[str, str]
+    ) -> None:
+        self.kind = kind
+        self._group = group
+        self._interface = interface
+        self._builtin = dict(builtin)
+        self._registered: dict[str, type[T]] = {}
+        self._lock = threading.Lock()
+
+    def register(self, name: str, implementation: type[T]) -> None:
+        """Add an implementation under a new name.
+
+        Raises
+        ------
+        ConfigError
+            The name is taken, or the class does not implement the interface.
+        """
+        self._check(name, implementation)
+        with self._lock:
+            if name in self._registered or name in self._builtin:
+                raise ConfigError(f"there is a {self.kind} named {name!r} already: choose another")
+            self._registered[name] = implementation
+
+    def get(self, name: str) -> type[T]:
+        """The implementation of that name.
+
+        Raises
+        ------
+        ConfigError
+            There is none; the message lists those that exist.
+        MissingDependencyError
+            It needs a library that is not installed.
+        """
+        if name in self._registered:
+            return self._registered[name]
+        if name in self._builtin:
+            implementation: type[T] = load(self._builtin[name])
+            return implementation
+        points = self._entry_points()
+        if name in points:
+            implementation = load(points[name])
+            self._check(name, implementation)
+            with self._lock:
+                return self._registered.setdefault(name, implementation)
+        known = ", ".join(repr(n) for n in sorted({*self._registered, *self._builtin, *points}))
+        raise ConfigError(f"there is no {self.kind} named {name!r}: known are {known}")
+
+    def names(self) -> Iterator[str]:
+        """All names, those of installed packages included."""
+        yield from sorted({*self._registered, *self._builtin, *self._entry_points()})
+
+    def third_party(self) -> Iterator[str]:
+        """Names that are not built in."""
+        yield from sorted({*self._registered, *self._entry_points()})
+
+    def _check(self, name: str, implementation: object) -> None:
+        if not (isinstance(implementation, type) and issubclass(implementation, self._interface)):
+            raise ConfigError(
+                f"the {self.kind} {name!r} must be a subclass of {self._interface.__name__}, "
+                f"not {implementation!r}"
+            )
+
+    def _entry_points(self) -> dict[str, str]:
+        from importlib.metadata import entry_points  # slow to import, seldom needed
+
+        found: dict[str, str] = {}
+        for point in entry_points(group=self._group):
+            taken = found.get(point.name) or self._builtin.get(point.name)
+            if taken not in (None, point.value):
+                raise ConfigError(
+                    f"two packages offer a {self.kind} named {point.name!r} "
+                    f"({taken} and {point.value}): uninstall one of them"
+                )
+            found[point.name] = point.value
+        return found
+
+
+object_stores: Registry[ObjectStore] = Registry(
+    "blob backend",
+    "blobstore.object_stores",
+    ObjectStore,  # type: ignore[type-abstract]
+    {
+        "memory": "blobstore.backends.blob.memory:DictStore",
+        "filesystem": "blobstore.backends.blob.filesystem:FilesystemBlobBackend",
+    },
+)
+
+metadata_backends: Registry[MetadataBackend] = Registry(
+    "metadata backend",
+    "blobstore.metadata_backends",
+    MetadataBackend,  # type: ignore[type-abstract]
+    {
+        "json": "blobstore.backends.metadata.json:JsonBackend",
+        "sqlite": "blobstore.backends.metadata.sql:SqlBackend",
+    },
+)
+
+handler_classes: Registry[Handler] = Registry(
+    "handler",
+    "blobstore.handlers",
+    Handler,  # type: ignore[type-abstract]
+    {
+        "numpy": "blobstore.handlers.numpy:NumpyHandler",
+        "pandas": "blobstore.handlers.pandas:PandasHandler",
+        "bytes": "blobstore.handlers.text:BytesHandler",
+        "str": "blobstore.handlers.text:StrHandler",
+        "file": "blobstore.handlers.file:FileHandler",
+        "mapping": "blobstore.handlers.mapping:MappingHandler",
+        "pickle": "blobstore.handlers.pickle:PickleHandler",
+    },
+)
+
+_BUILTIN_TYPES: dict[str, tuple[str, ...]] = {
+    "numpy.ndarray": ("numpy",),
+    "pandas.DataFrame": ("pandas",),
+    "pandas.Series": ("pandas",),
+    "pandas.core.frame.DataFrame": ("pandas",),
+    "pandas.core.series.Series": ("pandas",),
+    "builtins.bytes": ("bytes",),
+    "builtins.bytearray": ("bytes",),
+    "builtins.str": ("str",),
+    "builtins.dict": ("mapping",),
+    "blobstore.handlers.file.LocalFile": ("file",),
+}
+"""Exact type -> built-in handlers to ask, so that no handler is imported to find out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan, and the handler that made it."""
+
+    handler: Handler
+    plan: Plan
+
+
+class HandlerSet:
+    """The handlers of one store: finds who stores an object, and who reads an entry.
+
+    Parameters
+    ----------
+    extra : iterable of Handler
+        The store's own; asked before the built-in ones of the same priority.
+
+    Examples
+    --------
+    >>> HandlerSet().plan("text", WriteOptions()).handler.name
+    'str'
+    """
+
+    def __init__(self, extra: Iterable[Handler] = ()) -> None:
+        self._instances: dict[str, Handler] = {}
+        self._own: list[Handler] = []
+        self._by_type: dict[type, tuple[Handler, ...]] = {}
+        for handler in extra:
+            self.register(handler)
+
+    def register(self, handler: Handler) -> None:
+        """Add a handler to this store.
+
+        Raises
+        ------
+        ConfigError
+            It is no handler, or its name is taken.
+        """
+        if not isinstance(handler, Handler):
+            raise ConfigError(f"a handler must be an instance of Handler, not {handler!r}")
+        if handler.name in self._instances or handler.name in handler_classes.names():
+            raise ConfigError(f"there is a handler named {handler.name!r} already: rename yours")
+        self._own.append(handler)
+        self._instances[handler.name] = handler
+        self._by_type.clear()
+
+    def by_name(self, name: str) -> Handler:
+        """The handler that an entry names.
+
+        Raises
+        ------
+        DecodeError
+            No such handler is installed here.
+        """
+        found = self._instances.get(name)
+        if found is None:
+            try:
+                found = handler_classes.get(name)()
+            except ConfigError as exc:
+                raise DecodeError(
+                    f"the entry was stored by the handler {name!r}, which is not here: install the "
+                    "package that offers it, or give it to the store as handlers=[...]"
+                ) from exc
+            found = self._instances.setdefault(name, found)
+        return found
+
+    def plan(self, obj: Any, options: WriteOptions) -> Planned:
+        """Ask handlers in order of priority until one can store `obj`.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            None can; the message is that of the last one asked.
+        """
+        refusal: UnsupportedTypeError | None = None
+        for handler in self.candidates(type(obj)):
+            if not handler.can_handle(obj):
+                continue
+            try:
+                return Planned(handler, handler.plan(obj, options))
+            except UnsupportedTypeError as exc:
+                refusal = exc
+        if refusal is None:  # pickle never says no without a reason
+            raise UnsupportedTypeError(f"no handler stores objects of type {type(obj)!r}")
+        raise refusal
+
+    def candidates(self, cls: type) -> tuple[Handler, ...]:
+        """Handlers to ask for objects of exactly this type, in order."""
+        found = self._by_type.get(cls)
+        if found is None:
+            found = self._by_type[cls] = self._find(cls)
+        return found
+
+    def _find(self, cls: type) -> tuple[Handler, ...]:
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        offered = [self.by_name(n) for n in handler_classes.third_party()]
+        rivals = [
+            handler
+            for handler in (*self._own, *offered)
+            if name in handler.type_names or "*" in handler.type_names
+        ]
+        builtin = [self.by_name(n) for n in (*_BUILTIN_TYPES.get(name, ()), "pickle")]
+        return tuple(sorted((*rivals, *builtin), key=lambda handler: -handler.priority))

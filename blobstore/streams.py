@@ -1,0 +1,359 @@
+"""Sinks to write into and sources to read from: how bytes move without being held twice.
+
+A sink takes `write(buffer)`, or lends `path()`: a temporary file that the writer fills by itself
+and that the sink publishes afterwards. A source gives `open()`, `read_range()`, `read()` and
+`path()`. Handlers see nothing else, so every format works over every store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
+
+from blobstore.errors import from_os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Buffer = bytes | bytearray | memoryview
+
+CHUNK = 1 << 20
+"""Bytes moved at a time where a stream is copied."""
+
+
+class Hasher(Protocol):
+    """What `hashlib`, `blake3` and `xxhash` objects have in common."""
+
+    def update(self, data: Buffer, /) -> object:
+        """Take in more bytes."""
+
+    def hexdigest(self) -> str:
+        """Return the value so far, in hexadecimal."""
+
+
+class Sink(ABC):
+    """One object being written: published as a whole on clean exit, or not at all.
+
+    Use it as a context manager. Either call `write` as often as needed, or `path` once and fill
+    that file; not both.
+
+    Attributes
+    ----------
+    location : str
+        Where the bytes are; valid after a clean exit.
+    """
+
+    location: str = ""
+
+    @abstractmethod
+    def write(self, data: Buffer, /) -> int:
+        """Append bytes; they may be reused by the caller afterwards. Returns how many."""
+
+    @abstractmethod
+    def path(self) -> Path:
+        """Lend a path in an existing folder at which no file exists yet; the caller makes it."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Publish what was written."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Leave nothing behind."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.abort()
+            return
+        try:
+            self.commit()
+        except BaseException:
+            self.abort()
+            raise
+
+
+class MemorySink(Sink):
+    """A sink that ends in bytes, which are given to `publish`; for values that fit in memory.
+
+    Parameters
+    ----------
+    publish : callable, optional
+        Called with the whole content at commit; its result, if a string, becomes `location`.
+    """
+
+    def __init__(self, publish: Callable[[bytes], str | None] | None = None) -> None:
+        self._chunks: list[bytes] = []
+        self._spool: Path | None = None
+        self._publish = publish
+        self.content = b""
+
+    def write(self, data: Buffer, /) -> int:
+        """Append a copy of the bytes."""
+        chunk = bytes(data)
+        self._chunks.append(chunk)
+        return len(chunk)
+
+    def path(self) -> Path:
+        """Lend a temporary file, read back at commit."""
+        self._spool = Path(tempfile.mkdtemp(prefix="blobstore-")) / "part"
+        return self._spool
+
+    def commit(self) -> None:
+        """Gather the content and publish it."""
+        chunks = self._chunks
+        if self._spool is not None:
+            chunks = [self._spool.read_bytes()]
+        self.content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        self.abort()
+        if self._publish is not None:
+            self.location = self._publish(self.content) or self.location
+
+    def abort(self) -> None:
+        """Forget the content."""
+        self._chunks = []
+        if self._spool is not None:
+            _remove_spool(self._spool)
+            self._spool = None
+
+
+class HashingSink(Sink):
+    """Passes everything on to another sink, and counts and hashes it on the way.
+
+    Parameters
+    ----------
+    inner : Sink
+    hasher : Hasher
+        Sees the stored bytes in order, also those that were written through `path`.
+
+    Attributes
+    ----------
+    size : int
+        Bytes seen; complete after commit.
+    """
+
+    def __init__(self, inner: Sink, hasher: Hasher) -> None:
+        self._inner = inner
+        self._hasher = hasher
+        self._path: Path | None = None
+        self.size = 0
+
+    def write(self, data: Buffer, /) -> int:
+        """Hash the bytes and hand them on."""
+        view = memoryview(data).cast("B") if not isinstance(data, bytes) else data
+        self._hasher.update(view)
+        self.size += len(view)
+        return self._inner.write(view)
+
+    def path(self) -> Path:
+        """Lend the inner sink's file, to be hashed at commit."""
+        self._path = self._inner.path()
+        return self._path
+
+    def commit(self) -> None:
+        """Hash a lent file, then publish."""
+        if self._path is not None:
+            self.size = hash_file(self._path, self._hasher)
+        self._inner.commit()
+        self.location = self._inner.location
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        self._inner.abort()
+
+
+def hash_file(path: Path, hasher: Hasher) -> int:
+    """Feed a file to `hasher` in order; returns its size in bytes."""
+    total = 0
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            hasher.update(view[:count])
+            total += count
+    return total
+
+
+class Source(ABC):
+    """Stored bytes, to be read in any way.
+
+    Attributes
+    ----------
+    size : int
+        In bytes.
+    """
+
+    size: int
+
+    @abstractmethod
+    def open(self) -> BinaryIO:
+        """Open for reading from the start; seekable, and to be closed by the caller."""
+
+    def read(self) -> bytes:
+        """Read all bytes."""
+        with self.open() as file:
+            return file.read()
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Read bytes ``[start, stop)``, clipped at the end."""
+        with self.open() as file:
+            file.seek(start)
+            return file.read(max(0, stop - start))
+
+    @contextlib.contextmanager
+    def path(self) -> Iterator[Path]:
+        """Lend a local file with these bytes, to be read only; gone after the block."""
+        spool = Path(tempfile.mkdtemp(prefix="blobstore-")) / "part"
+        try:
+            with self.open() as file, open(spool, "wb") as out:
+                copy_stream(file, out)
+            yield spool
+        except OSError as exc:
+            raise from_os_error(exc, f"reading through the temporary file {spool}") from exc
+        finally:
+            _remove_spool(spool)
+
+    def close(self) -> None:
+        """Let go of what the source holds open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class BytesSource(Source):
+    """A source over bytes in memory."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.size = len(data)
+
+    def open(self) -> BinaryIO:
+        """Open the bytes as a file."""
+        return io.BytesIO(self._data)
+
+    def read(self) -> bytes:
+        """Return the bytes themselves."""
+        return self._data
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Slice the bytes."""
+        return self._data[start : max(start, stop)]
+
+
+class FileSource(Source):
+    """A source over a local file, held open: it stays readable when the file is unlinked.
+
+    Parameters
+    ----------
+    path : Path
+    file : BinaryIO, optional
+        The same file, opened for reading without a buffer; taken over and closed by the source.
+    """
+
+    def __init__(self, path: Path, file: io.FileIO | None = None) -> None:
+        self._path = path
+        self._file = file or io.FileIO(path, "r")
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def open(self) -> BinaryIO:
+        """Open a reader of its own over the file that is held."""
+        return io.BufferedReader(_PositionedReader(self._file.fileno(), self.size, self._path))
+
+    def read(self) -> bytes:
+        """Read the whole file."""
+        return _pread_all(self._file.fileno(), self.size, 0)
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Read part of the file."""
+        stop = min(stop, self.size)
+        return _pread_all(self._file.fileno(), stop - start, start) if stop > start else b""
+
+    @contextlib.contextmanager
+    def path(self) -> Iterator[Path]:
+        """Lend the file itself."""
+        yield self._path
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class _PositionedReader(io.RawIOBase):
+    """Reads a descriptor by position, so that many readers share it without a common offset."""
+
+    def __init__(self, descriptor: int, size: int, path: Path) -> None:
+        # A duplicate: the reader may outlive the source that lent the descriptor.
+        self._descriptor = os.dup(descriptor)
+        self._size = size
+        self._position = 0
+        self.name = str(path)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        count = os.preadv(self._descriptor, [buffer], self._position)
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}: a position is not negative")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+def _pread_all(descriptor: int, size: int, offset: int) -> bytes:
+    """Read exactly `size` bytes, or fewer at the end of the file."""
+    first = os.pread(descriptor, size, offset)
+    if len(first) == size or not first:
+        return first
+    chunks = [first]  # Linux gives at most 2 GiB a call
+    done = len(first)
+    while done < size and (chunk := os.pread(descriptor, size - done, offset + done)):
+        chunks.append(chunk)
+        done += len(chunk)
+    return b"".join(chunks)
+
+
+def copy_stream(source: BinaryIO, write_to: BinaryIO | Sink) -> int:
+    """Copy what is left of `source`, a chunk at a time; returns the bytes copied."""
+    total = 0
+    while chunk := source.read(CHUNK):
+        write_to.write(chunk)
+        total += len(chunk)
+    return total
+
+
+def _remove_spool(spool: Path) -> None:
+    spool.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        spool.parent.rmdir()
