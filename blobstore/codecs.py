@@ -7,6 +7,7 @@ how long it is. Data that does not shrink is stored as it is; a sample tells.
 
 from __future__ import annotations
 
+import contextlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,10 @@ class Codec(ABC):
     @abstractmethod
     def reader(self, raw: BinaryIO) -> BinaryIO:
         """Read a compressed stream; holds no more than a few MiB, whatever it grows to."""
+
+    def failures(self) -> tuple[type[Exception], ...]:
+        """What the library raises for bytes that are not its own; see `decoding`."""
+        return (RuntimeError, ValueError, EOFError)
 
 
 class _Direct:
@@ -165,6 +170,12 @@ class ZstdCodec(Codec):
 
         return zstandard.ZstdCompressor(level=level).compressobj()
 
+    def failures(self) -> tuple[type[Exception], ...]:
+        """ZstdError."""
+        import zstandard
+
+        return (zstandard.ZstdError, EOFError)
+
     def compress(self, data: Buffer, level: int) -> bytes:
         """Make one frame."""
         import zstandard
@@ -202,6 +213,13 @@ class GzipCodec(Codec):
         import zlib
 
         return zlib.compressobj(level, zlib.DEFLATED, 31)
+
+    def failures(self) -> tuple[type[Exception], ...]:
+        """zlib.error, and what the gzip module adds."""
+        import gzip
+        import zlib
+
+        return (zlib.error, gzip.BadGzipFile, EOFError)
 
     def compress(self, data: Buffer, level: int) -> bytes:
         """Make one member."""
@@ -369,6 +387,21 @@ def get(name: str) -> Codec:
         return _CODECS[name]
     except (KeyError, TypeError) as exc:
         raise ConfigError(f"there is no codec {name!r}: choose one of {', '.join(NAMES)}") from exc
+
+
+@contextlib.contextmanager
+def decoding(name: str, what: str) -> Iterator[None]:
+    """Translate what a codec's library raises inside the block.
+
+    Raises
+    ------
+    DecodeError
+        The bytes are not of this codec, or cut off.
+    """
+    try:
+        yield
+    except get(name).failures() as exc:
+        raise DecodeError(f"{what} is no whole {name} stream: {exc}") from exc
 
 
 def validate(codec: object, level: object) -> tuple[str, int]:

@@ -86,8 +86,8 @@ class Canonical:
     ----------
     hasher : Hasher
     known : callable, optional
-        Asked for every object that is no plain Python value; feeds the hasher and returns True if
-        it has a canonical form for that type (arrays, frames).
+        Asked for every object that is no plain Python value; feeds the fresh hasher it is given and
+        returns True if it has a canonical form for that type (arrays, frames).
 
     Examples
     --------
@@ -99,9 +99,7 @@ class Canonical:
     (True, False)
     """
 
-    def __init__(
-        self, hasher: Hasher, known: Callable[[Any, Hasher], bool] | None = None
-    ) -> None:
+    def __init__(self, hasher: Hasher, known: Callable[[Any, Hasher], bool] | None = None) -> None:
         self._hasher = hasher
         self._known = known
         self._seen: dict[int, int] = {}
@@ -150,7 +148,7 @@ class Canonical:
                 self._items(b"d", (x for pair in obj.items() for x in pair), len(obj))
             elif kind is set:
                 self._set(b"s", obj)
-            elif not (self._known is not None and self._known(obj, self._hasher)):
+            elif not self._by_hook(obj):
                 self._reduced(obj)
 
     def _met(self, obj: Any) -> bool:
@@ -158,7 +156,8 @@ class Canonical:
 
         Not of objects that hash by value (dates, decimals, dtypes): those are what they equal.
         """
-        if type(obj).__hash__ not in (None, object.__hash__):
+        by_value: Any = type(obj).__hash__
+        if by_value is not None and by_value is not object.__hash__:
             return False
         number = self._seen.get(id(obj))
         if number is not None:
@@ -167,6 +166,15 @@ class Canonical:
         self._seen[id(obj)] = len(self._seen)
         self._alive.append(obj)  # an id means something only while its object lives
         return False
+
+    def _by_hook(self, obj: Any) -> bool:
+        if self._known is None:
+            return False
+        hasher = _blake3()
+        if not self._known(obj, hasher):
+            return False
+        self._atom(b"k", bytes.fromhex(hasher.hexdigest()))
+        return True
 
     def _sequence(self, tag: bytes, items: list[Any] | tuple[Any, ...]) -> None:
         packed = _pack(items) if len(items) >= _PACKED_FROM else None
@@ -209,13 +217,14 @@ class Canonical:
             self._atom(b"g", f"{type(obj).__module__}.{reduced}".encode())
             return
         function, arguments, *rest = reduced
-        state, items, pairs, setter = (*rest, *(None,) * (4 - len(rest)))
+        optional: list[Any] = [*rest, None, None, None, None]
+        state, items, pairs, setter = optional[:4]
         self._hasher.update(b"o")
         self.add(function)
         self.add(arguments)
         self.add(state)
-        listed = list(items) if items is not None else []
-        paired = list(pairs) if pairs is not None else []
+        listed: list[Any] = [] if items is None else list(items)
+        paired: list[Any] = [] if pairs is None else list(pairs)
         self._sequence(b"l", listed)
         self._items(b"d", (x for pair in paired for x in pair), len(paired))
         self.add(setter)

@@ -292,8 +292,11 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Set `target` to what `source` is, sharing its blobs; a fresh entry at version 1 unless it
-    replaces one. With `move`, `source` goes in the same commit."""
+    """Set `target` to what `source` is, sharing its blobs.
+
+    A fresh entry at version 1, unless it replaces one. With `move`, `source` goes in the same
+    commit.
+    """
 
     source: str
     target: str
@@ -551,12 +554,15 @@ class Handler(ABC):
         Of two handlers that can handle an object the higher one does.
     type_names : tuple of str
         Exact types by ``module.qualname``, compared without importing anything; "*" is any type.
+    runs_code : bool
+        Whether `read` may run code that the stored bytes name (pickle).
     """
 
     name: ClassVar[str]
     format_version: ClassVar[int] = 1
     priority: ClassVar[int] = 0
     type_names: ClassVar[tuple[str, ...]]
+    runs_code: ClassVar[bool] = False
 
     @abstractmethod
     def can_handle(self, obj: Any) -> bool:

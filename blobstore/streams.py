@@ -178,7 +178,7 @@ def hash_file(path: Path, hasher: Hasher) -> int:
     total = 0
     buffer = bytearray(CHUNK)
     view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
+    with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             hasher.update(view[:count])
             total += count
@@ -216,7 +216,7 @@ class Source(ABC):
         """Lend a local file with these bytes, to be read only; gone after the block."""
         spool = Path(tempfile.mkdtemp(prefix="blobstore-")) / "part"
         try:
-            with self.open() as file, open(spool, "wb") as out:
+            with self.open() as file, spool.open("wb") as out:
                 copy_stream(file, out)
             yield spool
         except OSError as exc:

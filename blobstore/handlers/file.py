@@ -1,0 +1,95 @@
+"""Files of any size, streamed in and out without being held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from blobstore import codecs
+from blobstore.errors import from_os_error
+from blobstore.handlers.options import refuse_options
+from blobstore.handlers.stream import open_stream, read_stream
+from blobstore.handlers.text import BytesHandler
+from blobstore.protocols import Encoding, Handler, Plan, PlannedPart, StoredPart, WriteOptions
+from blobstore.streams import CHUNK, FileSource, Hasher, Sink
+
+_SAMPLE = 1 << 15
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A file to be stored by its content; what `BlobStore.put_file` hands to the handler."""
+
+    path: Path
+
+
+class FileHandler(Handler):
+    """The content of a file; its name is kept in the entry's info."""
+
+    name = "file"
+    type_names = ("blobstore.handlers.file.LocalFile",)
+
+    def can_handle(self, obj: Any) -> bool:
+        """Only the wrapper that `put_file` makes."""
+        return type(obj) is LocalFile
+
+    def plan(self, obj: Any, options: WriteOptions) -> Plan:
+        """One part, in the same format as bytes: equal content is shared with them."""
+        part = _FilePart(obj.path, options)
+        return Plan("file", {"name": obj.path.name, "nbytes": part.size_hint}, (part,))
+
+    def read(self, parts: Mapping[str, StoredPart], info: Mapping[str, Any], **options: Any) -> Any:
+        """Give the whole content as bytes."""
+        refuse_options(self, options)
+        return read_stream(parts["data"])
+
+    def open(self, parts: Mapping[str, StoredPart], info: Mapping[str, Any]) -> BinaryIO:
+        """Open the content, decompressed."""
+        return open_stream(parts["data"])
+
+
+class _FilePart(PlannedPart):
+    handler = BytesHandler.name
+
+    def __init__(self, path: Path, options: WriteOptions) -> None:
+        self._path = path
+        self._options = options
+        self._encoding: Encoding | None = None
+        try:
+            with FileSource(path) as source:
+                self.size_hint = source.size
+        except OSError as exc:
+            raise from_os_error(exc, f"reading the file {path}") from exc
+
+    def digest(self, hasher: Hasher) -> None:
+        """Hash the content, as `digest_bytes` would."""
+        hasher.update(b"blobstore:bytes:1\0")
+        with self._path.open("rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+
+    def encoding(self) -> Encoding:
+        """Decide on stretches spread over the file."""
+        if self._encoding is None:
+            with FileSource(self._path) as source:
+                step = max(_SAMPLE, source.size // 4)
+                pieces = [
+                    source.read_range(start, start + _SAMPLE)
+                    for start in range(0, source.size, step)
+                ]
+            codec = codecs.choose(self._options.codec, self._options.level, pieces)
+            self._encoding = Encoding(codec, ".bin" + codecs.get(codec).extension)
+        return self._encoding
+
+    def write(self, sink: Sink) -> None:
+        """Stream the file through the codec."""
+        compressor = codecs.get(self.encoding().codec).compressor(self._options.level)
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                while chunk := file.read(CHUNK):
+                    sink.write(compressor.compress(chunk))
+        except OSError as exc:
+            raise from_os_error(exc, f"reading the file {self._path}") from exc
+        sink.write(compressor.flush())

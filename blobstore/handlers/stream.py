@@ -1,0 +1,149 @@
+"""Parts that are one compressed stream of bytes: what pickle, text, bytes and files share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
+
+from blobstore import codecs
+from blobstore.protocols import Encoding, PlannedPart, StoredPart, WriteOptions
+from blobstore.streams import CHUNK, Buffer, Hasher, Sink
+
+_SMALL = 1 << 17
+"""Below this the data is compressed once, whole, and the result is judged instead of a sample."""
+
+
+class StreamPart(PlannedPart):
+    """Bytes in memory, given as pieces in order, compressed if that pays.
+
+    Parameters
+    ----------
+    handler, name : str
+    pieces : sequence of bytes-like
+        C-contiguous; not changed until the part is written.
+    options : WriteOptions
+    extension : str
+        Of the uncompressed format; the codec's is added.
+    digest : callable
+        Feeds the logical content to a hasher.
+    executable : bool
+    """
+
+    def __init__(
+        self,
+        handler: str,
+        name: str,
+        pieces: Sequence[Buffer],
+        options: WriteOptions,
+        *,
+        extension: str,
+        digest: Callable[[Hasher], None],
+        executable: bool = False,
+    ) -> None:
+        self.handler = handler
+        self.name = name
+        self.executable = executable
+        self.size_hint = sum(memoryview(piece).nbytes for piece in pieces)
+        self._pieces = pieces
+        self._options = options
+        self._extension = extension
+        self._digest = digest
+        self._packed: bytes | None = None
+        self._encoding: Encoding | None = None
+
+    def digest(self, hasher: Hasher) -> None:
+        """Feed the logical content."""
+        self._digest(hasher)
+
+    def encoding(self) -> Encoding:
+        """Decide by compressing small data whole, and samples of large data."""
+        if self._encoding is None:
+            codec = self._choose()
+            self._encoding = Encoding(codec, self._extension + codecs.get(codec).extension)
+        return self._encoding
+
+    def _choose(self) -> str:
+        codec, level = self._options.codec, self._options.level
+        if self.size_hint > _SMALL:
+            return codecs.choose(codec, level, self._pieces)
+        plain = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        packed = codecs.get(codec).compress(plain, level)
+        pays = len(packed) <= self.size_hint * (1 - codecs.MIN_SAVING)
+        self._packed = packed if pays else bytes(plain)
+        return codec if pays else "none"
+
+    def write(self, sink: Sink) -> None:
+        """Write the stream, a chunk at a time if it is large."""
+        codec = codecs.get(self.encoding().codec)
+        if self._packed is not None:
+            sink.write(self._packed)
+            return
+        compressor = codec.compressor(self._options.level)
+        for piece in self._pieces:
+            view = memoryview(piece).cast("B")
+            if codec.name == "none":
+                sink.write(view)
+                continue
+            for start in range(0, len(view), CHUNK):
+                sink.write(compressor.compress(view[start : start + CHUNK]))
+        sink.write(compressor.flush())
+
+
+def read_stream(part: StoredPart) -> bytes:
+    """The whole stream, decompressed.
+
+    Raises
+    ------
+    DecodeError
+        The part is not of the codec it was recorded with.
+    """
+    if part.source.size > CHUNK and part.codec != "none":
+        # One copy of the compressed bytes less in memory.
+        with codecs.decoding(part.codec, f"part {part.name!r}"), open_stream(part) as stream:
+            return stream.read()
+    with codecs.decoding(part.codec, f"part {part.name!r}"):
+        return codecs.get(part.codec).decompress(part.source.read())
+
+
+def open_stream(part: StoredPart) -> BinaryIO:
+    """Open the stream for reading, decompressed on the way; to be closed by the caller."""
+    raw = part.source.open()
+    if part.codec == "none":
+        return raw
+    return io.BufferedReader(_Owning(codecs.get(part.codec).reader(raw), raw), CHUNK)
+
+
+class _Owning(io.RawIOBase):
+    """Closes the file beneath a decompressing reader together with it."""
+
+    def __init__(self, stream: BinaryIO, raw: BinaryIO) -> None:
+        self._stream = stream
+        self._raw = raw
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_END:
+            while self._stream.read(CHUNK):
+                pass
+            offset, whence = offset + self._stream.tell(), io.SEEK_SET
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+            self._raw.close()
+        super().close()
