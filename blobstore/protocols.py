@@ -17,7 +17,13 @@ from types import TracebackType
 from typing import Any, BinaryIO, ClassVar, Literal, Self
 
 from blobstore.entry import Blob, Entry, EntryDraft, ObjectStat
-from blobstore.errors import InvalidInputError, KeyNotFoundError, NotSupportedError
+from blobstore.errors import (
+    ConflictError,
+    InvalidInputError,
+    KeyExistsError,
+    KeyNotFoundError,
+    NotSupportedError,
+)
 from blobstore.query import Query
 from blobstore.streams import Buffer, BytesSource, FileSource, Hasher, MemorySink, Sink, Source
 
@@ -64,6 +70,19 @@ class ObjectStore(ABC):
     All methods may be called from several threads at once. No method keeps a reference to a
     caller's buffer. After `close` each of them raises `ClosedError`.
     """
+
+    @classmethod
+    def for_folder(cls, directory: Path, *, fsync: bool = False) -> Self:
+        """Make the store that a BlobStore in `directory` uses, when it is asked for by name.
+
+        Parameters
+        ----------
+        directory : Path
+            The store's folder; use names of your own below it.
+        fsync : bool
+            Whether an acknowledged put is to survive a power cut.
+        """
+        return cls()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -269,6 +288,64 @@ Expected = int | Entry | Literal["any", "absent", "present"]
 "any" (nothing), "absent" (`KeyExistsError` if it is taken), "present" (`KeyNotFoundError` if not)."""
 
 
+def check_expected(key: str, entry: Entry | None, expected: Expected) -> None:
+    """Compare what an operation expects of a key with what there is.
+
+    Parameters
+    ----------
+    key : str
+    entry : Entry or None
+        What the key is now.
+    expected : Expected
+
+    Raises
+    ------
+    KeyExistsError, KeyNotFoundError, ConflictError
+
+    Examples
+    --------
+    >>> check_expected("model", None, 3)
+    Traceback (most recent call last):
+    ...
+    blobstore.errors.ConflictError: 'model' was expected at version 3, but it does not exist: read it again
+    """
+    if expected == "any":
+        return
+    if expected == "absent":
+        if entry is not None:
+            raise KeyExistsError(
+                f"there is an entry {key!r} already, at version {entry.version}: choose another "
+                "key, or allow overwriting",
+                key=key,
+            )
+        return
+    if expected == "present":
+        if entry is None:
+            raise KeyNotFoundError(f"there is no entry {key!r}", key=key)
+        return
+    _check_version(key, entry, expected)
+
+
+def _check_version(key: str, entry: Entry | None, expected: int | Entry) -> None:
+    wanted = expected.version if isinstance(expected, Entry) else expected
+    if entry is None:
+        raise ConflictError(
+            f"{key!r} was expected at version {wanted}, but it does not exist: read it again",
+            key=key,
+        )
+    if isinstance(expected, Entry) and expected.id != entry.id:
+        raise ConflictError(
+            f"{key!r} was deleted and stored anew since it was read at version {wanted} (it is at "
+            f"version {entry.version} now): read it again",
+            key=key,
+        )
+    if entry.version != wanted:
+        raise ConflictError(
+            f"{key!r} was expected at version {wanted}, but is at {entry.version}: read it again",
+            key=key,
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Put:
     """Set a key to a new object.
@@ -347,6 +424,14 @@ class MetadataBackend(ABC):
     All methods may be called from several threads and processes at once; a forked child and a
     pickled copy work. Entries are given in the order of their keys, by code point.
     """
+
+    inline_max_bytes: ClassVar[int] = 0
+    """Up to how many stored bytes a value is better kept in this index than in a blob."""
+
+    @classmethod
+    def for_folder(cls, directory: Path, *, fsync: bool = False, readonly: bool = False) -> Self:
+        """Open or make the index of a BlobStore in `directory`, when it is asked for by name."""
+        raise NotSupportedError(f"{cls.__name__} keeps no index in a folder: give an instance")
 
     @property
     @abstractmethod

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
-from blobstore.errors import from_os_error
+from blobstore.errors import KeyNotFoundError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -286,8 +286,15 @@ class FileSource(Source):
 
     @contextlib.contextmanager
     def path(self) -> Iterator[Path]:
-        """Lend the file itself."""
-        yield self._path
+        """Lend the file itself; `KeyNotFoundError` if the block fails because it was unlinked."""
+        try:
+            yield self._path
+        except Exception as exc:
+            if self._path.exists():
+                raise
+            raise KeyNotFoundError(
+                f"{self._path} was removed while it was read", location=self._path.name
+            ) from exc
 
     def close(self) -> None:
         """Close the file."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 import io
 import pickle
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 from blobstore.digest import Canonical
 from blobstore.errors import DecodeError, UnsupportedTypeError
@@ -82,16 +82,38 @@ class MappingHandler(Handler):
         except KeyError as exc:
             raise DecodeError(f"a dictionary was stored without its {exc}") from exc
 
-        class Unpickler(pickle.Unpickler):
-            @functools.cache  # noqa: B019 - lives for one load; one array met twice stays one
-            def persistent_load(self, pid: Any) -> Any:
-                if pid not in notes or pid not in parts:
-                    raise DecodeError(f"a dictionary was stored without its part {pid!r}")
-                part = parts[pid]
-                reader = handler_classes.get(part.handler)()
-                return reader.read({"data": part}, notes[pid])
+        loaded: dict[str, Any] = {}  # an array that is met twice stays one array
 
-        return pickles.load(skeleton, Unpickler)
+        def resolve(pid: str) -> Any:
+            if pid not in notes or pid not in parts:
+                raise DecodeError(f"a dictionary was stored without its part {pid!r}")
+            if pid not in loaded:
+                reader = handler_classes.get(parts[pid].handler)()
+                loaded[pid] = reader.read({"data": parts[pid]}, notes[pid])
+            return loaded[pid]
+
+        return pickles.load(skeleton, functools.partial(_SkeletonUnpickler, resolve=resolve))
+
+
+class _SkeletonPickler(pickle.Pickler):
+    """Asks for every object whether an id is to stand for it."""
+
+    def __init__(self, file: BinaryIO, split: Callable[[Any], str | None]) -> None:
+        super().__init__(file, protocol=5)
+        self.persistent_id = split  # type: ignore[method-assign]
+
+
+class _SkeletonUnpickler(pickle.Unpickler):
+    """Gets the objects that ids stand for from `resolve`."""
+
+    def __init__(
+        self, file: BinaryIO, *, resolve: Callable[[str], Any], buffers: Iterable[Any] | None = None
+    ) -> None:
+        super().__init__(file, buffers=buffers)
+        self._resolve = resolve
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._resolve(pid)
 
 
 class _Parts:
@@ -105,14 +127,8 @@ class _Parts:
 
     def skeleton(self, obj: Any) -> bytes:
         out = io.BytesIO()
-        split = self._split
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(self, obj: Any) -> str | None:
-                return split(obj)
-
         try:
-            Pickler(out, protocol=5).dump(obj)
+            _SkeletonPickler(out, self._split).dump(obj)
         except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as exc:
             raise UnsupportedTypeError(f"a dictionary cannot be stored: {exc}") from exc
         return out.getvalue()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from blobstore import codecs
@@ -116,7 +116,7 @@ def frame(pickled: bytes, buffers: Sequence[memoryview]) -> list[Buffer]:
     return [header, pickled, *buffers]
 
 
-def load(part: StoredPart, unpickler: type[pickle.Unpickler] = pickle.Unpickler) -> Any:
+def load(part: StoredPart, unpickler: Callable[..., pickle.Unpickler] = pickle.Unpickler) -> Any:
     """Unpickle a stream written by `dump`, whose checksum was verified.
 
     Raises
@@ -140,7 +140,7 @@ def load(part: StoredPart, unpickler: type[pickle.Unpickler] = pickle.Unpickler)
         raise DecodeError(f"the stored object cannot be unpickled: {exc}") from exc
 
 
-def _load_stream(stream: BinaryIO, unpickler: type[pickle.Unpickler]) -> Any:
+def _load_stream(stream: BinaryIO, unpickler: Callable[..., pickle.Unpickler]) -> Any:
     start = stream.read(len(MAGIC))
     if start != MAGIC:
         stream.seek(0)

@@ -1,0 +1,416 @@
+"""The order of steps by which objects get into a store, and superseded bytes out of it.
+
+A put encodes new blobs under fresh random locations, then commits the index row, which is the one
+atomic switch, then deletes the bytes that the commit left unreferenced. Killed before the switch,
+it leaves blobs that no entry knows; killed after it, condemned ones; `gc` finds both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from blobstore import digest as digests
+from blobstore import keys
+from blobstore.entry import Blob, Entry, EntryDraft, Part
+from blobstore.errors import BlobStoreError, KeyExistsError, StorageError, UnavailableError
+from blobstore.protocols import (
+    CommitResult,
+    Expected,
+    MetadataBackend,
+    ObjectStore,
+    Operation,
+    PlannedPart,
+    Put,
+    WriteOptions,
+    check_expected,
+)
+from blobstore.registry import HandlerSet, Planned
+from blobstore.streams import HashingSink, MemorySink
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 8
+_FORGET_AT = 256
+_to_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True, slots=True)
+class WritePolicy:
+    """How a store writes.
+
+    Attributes
+    ----------
+    options : WriteOptions
+    digest : str or None
+        Algorithm of content addressing; None where it is off.
+    sync : bool
+        Whether superseded blobs wait until their successors and the index are on disk.
+    """
+
+    options: WriteOptions
+    digest: str | None
+    sync: bool
+
+
+@dataclass(slots=True)
+class Request:
+    """One object to be stored; everything but the object was validated."""
+
+    data: Any
+    key: str | None
+    metadata_text: str
+    expected: Expected = "any"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether an entry under the generated key is left as it is.
+
+        The same content again, without metadata, is no reason to lose the metadata it has.
+        """
+        return self.key is None and self.expected == "any" and self.metadata_text == "{}"
+
+
+@dataclass(slots=True)
+class _Staged:
+    """One request on its way: what was planned, and what is written of it so far."""
+
+    request: Request
+    planned: Planned
+    digests: list[str | None] = field(default_factory=list)
+    parts: list[Part | None] = field(default_factory=list)
+    reused: set[str] = field(default_factory=set)
+    written: list[str] = field(default_factory=list)
+    key: str = ""
+
+
+class Committer:
+    """Writes objects and changes entries; all changes of a store pass through here.
+
+    Parameters
+    ----------
+    index : MetadataBackend
+    objects : ObjectStore
+    handlers : HandlerSet
+    policy : WritePolicy
+    """
+
+    def __init__(
+        self,
+        index: MetadataBackend,
+        objects: ObjectStore,
+        handlers: HandlerSet,
+        policy: WritePolicy,
+    ) -> None:
+        self._index = index
+        self._objects = objects
+        self._handlers = handlers
+        self._policy = policy
+        self._announces = not objects.capabilities.list
+        self._deleted: list[str] = []
+
+    def put(self, request: Request) -> Entry:
+        """Store one object; see `put_many`."""
+        return self.put_many([request])[0]
+
+    def put_many(self, requests: Sequence[Request]) -> list[Entry]:
+        """Store objects: blobs in parallel, then one commit of the index for all of them.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            An object that no handler stores; nothing was stored.
+        KeyExistsError, KeyNotFoundError, ConflictError
+            An expectation does not hold; nothing was stored.
+        StorageError
+            Bytes or index could not be written; nothing was stored, unless the error is
+            `UnavailableError` with the outcome "unknown".
+        """
+        self._check_expected(requests)
+        staged = list(self._each(self._stage, requests))
+        if self._policy.digest is None:
+            return self._write_and_commit(staged)
+        for _ in range(_ATTEMPTS):
+            kept = self._index.get_many(item.key for item in staged if item.request.keeps)
+            new = [item for item in staged if not (item.request.keeps and item.key in kept)]
+            try:
+                done = {entry.key: entry for entry in self._write_and_commit(new)}
+            except KeyExistsError as exc:
+                if not any(item.key == exc.key for item in new if item.request.keeps):
+                    raise
+            else:
+                return [done.get(item.key) or kept[item.key] for item in staged]
+        raise UnavailableError("the same content was stored and deleted all the time: try again")
+
+    def _check_expected(self, requests: Sequence[Request]) -> None:
+        """Fail before anything is written where the outcome is known; the commit looks again."""
+        for request in requests:
+            if request.expected != "any" and request.key is not None:
+                check_expected(request.key, self._index.get(request.key), request.expected)
+
+    def _write_and_commit(self, staged: Sequence[_Staged]) -> list[Entry]:
+        if not staged:
+            return []
+        try:
+            self._write_missing(staged)
+        except BaseException:
+            self._discard(staged)
+            raise
+        return self._commit_staged(staged)
+
+    def apply(self, operations: Sequence[Operation]) -> CommitResult:
+        """Commit changes that write no blob (delete, copy, patch), and clean up after them."""
+        result = self._index.commit(operations, keys.random_id())
+        self._reap(result.condemned, ())
+        return result
+
+    def close(self) -> None:
+        """Drop the rows of blobs whose bytes are gone."""
+        self._forget()
+
+    # --- staging ---
+
+    def _each(self, work: Any, items: Sequence[Any]) -> Iterator[Any]:
+        """Run `work` over items, in threads if there are several; results in order."""
+        if len(items) <= 1:
+            yield from map(work, items)
+            return
+        workers = min(len(items), 4 * (os.cpu_count() or 1), 16)
+        with ThreadPoolExecutor(workers, thread_name_prefix="blobstore") as pool:
+            yield from pool.map(work, items)
+
+    def _stage(self, request: Request) -> _Staged:
+        """Plan an object, and give it its key."""
+        planned = self._handlers.plan(request.data, self._policy.options)
+        staged = _Staged(request, planned)
+        staged.parts = [None] * len(planned.plan.parts)
+        staged.digests = [None] * len(planned.plan.parts)
+        if self._policy.digest is not None:
+            self._digest(staged, self._policy.digest)
+        staged.key = request.key or self._generate_key(staged)
+        return staged
+
+    def _digest(self, staged: _Staged, algorithm: str) -> None:
+        for i, part in enumerate(staged.planned.plan.parts):
+            if staged.request.key is not None and self._may_be_inline(staged):
+                continue  # it needs no name, and what is inline is not shared
+            hasher = digests.new_digest(algorithm)
+            part.digest(hasher)
+            staged.digests[i] = hasher.hexdigest()
+
+    def _generate_key(self, staged: _Staged) -> str:
+        """The digest of the content where content addressing is on, else random."""
+        if self._policy.digest is None:
+            return keys.random_id()
+        hasher = digests.new_digest(self._policy.digest)
+        plan = staged.planned.plan
+        named = [[p.name, d] for p, d in zip(plan.parts, staged.digests, strict=True)]
+        text = _to_text([staged.planned.handler.name, plan.data_type, named])
+        hasher.update(b"blobstore:entry:1\0" + text.encode())
+        return hasher.hexdigest()
+
+    def _may_be_inline(self, staged: _Staged) -> bool:
+        parts = staged.planned.plan.parts
+        # What compresses by more than this is rare, and only costs a buffer to find out.
+        limit = self._policy.options.inline_max_bytes * 8
+        return len(parts) == 1 and parts[0].size_hint <= limit
+
+    # --- writing blobs ---
+
+    def _write_missing(self, staged: Sequence[_Staged]) -> None:
+        """Fill every part that has no bytes yet: from known blobs, else by writing."""
+        self._reuse_known(staged)
+        todo = [(item, i) for item in staged for i, part in enumerate(item.parts) if part is None]
+        # A digest that comes twice in one call is written twice; the commit keeps one of them.
+        for _ in self._each(lambda pair: self._write_part(*pair), todo):
+            pass
+
+    def _reuse_known(self, staged: Sequence[_Staged]) -> None:
+        wanted = [
+            (item, i, content)
+            for item in staged
+            for i, content in enumerate(item.digests)
+            if content is not None and item.parts[i] is None
+        ]
+        if not wanted:
+            return
+        known = self._index.find_digests({content for _, _, content in wanted})
+        for item, i, content in wanted:
+            blob = known.get(content)
+            planned = item.planned.plan.parts[i]
+            if blob is not None and blob.handler == planned.handler:
+                item.parts[i] = Part(planned.name, blob)
+                item.reused.add(blob.location)
+
+    def _write_part(self, staged: _Staged, i: int) -> None:
+        planned = staged.planned.plan.parts[i]
+        limit = self._policy.options.inline_max_bytes
+        if limit and self._may_be_inline(staged):
+            staged.parts[i] = self._encode_small(staged, i, planned, limit)
+        else:
+            staged.parts[i] = self._write_blob(staged, i, planned)
+
+    def _encode_small(self, staged: _Staged, i: int, planned: PlannedPart, limit: int) -> Part:
+        """Encode in memory; keep it in the index if it is small enough."""
+        with MemorySink() as sink:
+            planned.write(sink)
+        payload = sink.content
+        if len(payload) > limit:
+            return self._write_blob(staged, i, planned)
+        hasher = digests.new_checksum(executable=planned.executable)
+        hasher.update(payload)
+        blob = Blob(
+            location="",
+            size=len(payload),
+            checksum=digests.checksum_text(hasher, executable=planned.executable),
+            codec=planned.encoding().codec,
+            handler=planned.handler,
+            format_version=planned.format_version,
+        )
+        return Part(planned.name, blob, payload)
+
+    def _write_blob(self, staged: _Staged, i: int, planned: PlannedPart) -> Part:
+        encoding = planned.encoding()
+        wanted = keys.new_location(encoding.extension)
+        blob = Blob(
+            location=wanted,
+            size=0,
+            checksum="",
+            codec=encoding.codec,
+            handler=planned.handler,
+            format_version=planned.format_version,
+            digest=staged.digests[i],
+            created_us=now_us(),
+        )
+        if self._announces:
+            self._index.announce([replace(blob, state="pending")])
+        hasher = digests.new_checksum(executable=planned.executable)
+        inner = self._objects.writer(wanted, size_hint=planned.size_hint)
+        with HashingSink(inner, hasher) as sink:
+            planned.write(sink)
+        location = sink.location or wanted
+        staged.written.append(location)
+        if location != wanted and self._announces:
+            self._index.forget(self._index.condemn([wanted], now_us()))
+        return Part(
+            planned.name,
+            replace(
+                blob,
+                location=location,
+                size=sink.size,
+                checksum=digests.checksum_text(hasher, executable=planned.executable),
+            ),
+        )
+
+    # --- the switch ---
+
+    def _commit_staged(self, staged: Sequence[_Staged]) -> list[Entry]:
+        commit_id = keys.random_id()
+        for _ in range(_ATTEMPTS):
+            operations = [self._operation(item) for item in staged]
+            result = self._commit(staged, operations, commit_id)
+            if not result.missing:
+                written = [x for item in staged for x in item.written]
+                self._reap(result.condemned, written)
+                return [entry for entry in result.entries if entry is not None]
+            try:
+                self._drop_missing(staged, set(result.missing))
+                self._write_missing(staged)
+            except BaseException:
+                self._discard(staged)
+                raise
+        self._discard(staged)
+        raise UnavailableError(
+            f"blobs that this put shares were collected {_ATTEMPTS} times while it was committing: "
+            "try again"
+        )
+
+    def _operation(self, staged: _Staged) -> Put:
+        plan = staged.planned.plan
+        parts = tuple(part for part in staged.parts if part is not None)
+        draft = EntryDraft(
+            key=staged.key,
+            handler=staged.planned.handler.name,
+            data_type=plan.data_type,
+            info_text=_to_text(plan.info),
+            metadata_text=staged.request.metadata_text,
+            parts=parts,
+            size=sum(part.blob.size for part in parts),
+            now_us=now_us(),
+        )
+        expected = staged.request.expected
+        if self._policy.digest is not None and staged.request.keeps:
+            expected = "absent"
+        return Put(draft, frozenset(staged.reused), expected)
+
+    def _commit(
+        self, staged: Sequence[_Staged], operations: Sequence[Put], commit_id: str
+    ) -> CommitResult:
+        try:
+            return self._index.commit(operations, commit_id)
+        except BlobStoreError as exc:
+            # Where it may have landed after all, the bytes are left to gc.
+            if not (isinstance(exc, UnavailableError) and exc.outcome == "unknown"):
+                self._discard(staged)
+            raise
+
+    def _drop_missing(self, staged: Sequence[_Staged], missing: set[str]) -> None:
+        for item in staged:
+            for i, part in enumerate(item.parts):
+                if part is not None and part.blob.location in missing:
+                    item.parts[i] = None
+                    item.reused.discard(part.blob.location)
+
+    # --- cleaning up ---
+
+    def _discard(self, staged: Iterable[_Staged]) -> None:
+        """Remove what a failed put wrote; what cannot be removed is left to gc."""
+        written = [location for item in staged for location in item.written]
+        if not written:
+            return
+        try:
+            self._objects.delete_many(written)
+        except StorageError as exc:
+            logger.warning("left %d blobs of a failed put to gc: %s", len(written), exc)
+
+    def _reap(self, condemned: Sequence[str], written: Sequence[str]) -> None:
+        """Delete the bytes that a commit left unreferenced.
+
+        First what took their place, and the index that says so, have to be on disk: otherwise a
+        power cut could leave the old index without the old bytes.
+        """
+        if not condemned:
+            return
+        try:
+            if self._policy.sync:
+                gone = set(condemned)
+                self._objects.sync(x for x in written if x not in gone)
+                self._index.sync()
+            self._objects.delete_many(condemned)
+        except StorageError as exc:
+            # The commit stands. The rows stay condemned, and gc tries again.
+            logger.warning("left %d superseded blobs to gc: %s", len(condemned), exc)
+            return
+        self._deleted.extend(condemned)
+        if len(self._deleted) >= _FORGET_AT:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop the index rows of blobs whose bytes were deleted, many in one commit."""
+        deleted, self._deleted = self._deleted, []
+        if not deleted:
+            return
+        with contextlib.suppress(UnavailableError):  # gc forgets them later
+            self._index.forget(deleted)

@@ -1,0 +1,302 @@
+"""The folder of a store: what is in it, what kind of index it has, and whose blobs it holds.
+
+::
+
+    blobstore.json      format, store_id, least version that can read it, kind of index
+    cache_metadata.*    the index, where it lives in the folder
+    blobs/              the default object store; blobs/.blobstore-id names its index
+    tmp/                files being written, on the same file system as blobs/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from blobstore import __version__
+from blobstore.errors import (
+    ConfigError,
+    IncompatibleStoreError,
+    IntegrityError,
+    KeyNotFoundError,
+    StorageError,
+    from_os_error,
+)
+from blobstore.keys import random_id
+from blobstore.protocols import MetadataBackend, ObjectStore
+from blobstore.registry import load, metadata_backends, object_stores
+
+FORMAT = 1
+DESCRIPTION = "blobstore.json"
+MARKER = ".blobstore-id"
+_INDEX_FILES = {"cache_metadata.json": "json", "cache_metadata.db": "sqlite"}
+_ELSEWHERE = "elsewhere"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What ``blobstore.json`` says of a folder.
+
+    Attributes
+    ----------
+    format : int
+        Of the folder's layout.
+    least_reader : int
+        The oldest format that a program must know to read it.
+    store_id : str
+        The same as in the index and beside the blobs.
+    index : str
+        "json", "sqlite", another registered name, or "elsewhere".
+    created_by : str
+    """
+
+    format: int
+    least_reader: int
+    store_id: str
+    index: str
+    created_by: str
+
+
+def prepare(cache_dir: str | os.PathLike[str], *, readonly: bool) -> Path:
+    """Resolve the folder once, and make it unless the store is only read.
+
+    Raises
+    ------
+    ConfigError
+        Not a path, or a folder to be read only does not exist.
+    StorageError
+        There is a file in its place, or it cannot be made.
+    """
+    given: Any = cache_dir
+    if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+        raise ConfigError(f"cache_dir must be the path of a folder, not {cache_dir!r}")
+    try:
+        root = Path(cache_dir).expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as exc:
+        raise ConfigError(f"cache_dir {cache_dir!r} is no usable path: {exc}") from exc
+    if readonly:
+        if not root.is_dir():
+            raise ConfigError(f"{root} is no folder: open it without readonly=True to make one")
+        return root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise StorageError(
+            f"a store needs a folder, but a file stands at or above {root}: choose another "
+            "cache_dir, or move the file away"
+        ) from exc
+    except OSError as exc:
+        raise from_os_error(exc, f"making the folder {root}") from exc
+    return root
+
+
+def open_index(
+    root: Path, backend: str | MetadataBackend | None, *, fsync: bool, readonly: bool
+) -> tuple[MetadataBackend, Description]:
+    """Open the index that was asked for, or the one that is there; a new one starts as JSON.
+
+    Parameters
+    ----------
+    root : Path
+    backend : str, MetadataBackend or None
+        A registered name, an SQLAlchemy URL, an instance, or None for what is there.
+
+    Raises
+    ------
+    ConfigError
+        Unknown backend, or the folder has an index of another kind.
+    IncompatibleStoreError
+        The folder belongs to a newer version, or the index to another folder.
+    IntegrityError
+        ``blobstore.json`` is damaged, or the index that it names is gone.
+    """
+    described = read_description(root)
+    kind = _index_kind(root, backend, described)
+    if isinstance(backend, MetadataBackend):
+        index = backend
+    elif kind == _ELSEWHERE:
+        index = load("blobstore.backends.metadata.sql:SqlBackend")(
+            backend, fsync=fsync, readonly=readonly
+        )
+    else:
+        index = metadata_backends.get(kind).for_folder(root, fsync=fsync, readonly=readonly)
+    store_id = index.store_id
+    if described is None:
+        files = _index_files(root)
+        kind = files[0] if kind == _ELSEWHERE and files else kind
+        described = Description(FORMAT, FORMAT, store_id, kind, f"blobstore {__version__}")
+        if not readonly:
+            _write_description(root, described)
+            described = read_description(root) or described  # another process may have been first
+    if described.store_id != store_id:
+        if index is not backend:
+            index.close()
+        raise IncompatibleStoreError(
+            f"the folder {root} belongs to the store {described.store_id}, the index that was "
+            f"opened to {store_id}: give the backend that this folder was made with, or another "
+            "folder"
+        )
+    return index, described
+
+
+def _index_kind(
+    root: Path, backend: str | MetadataBackend | None, described: Description | None
+) -> str:
+    there = _existing(root, described)
+    if isinstance(backend, MetadataBackend):
+        wanted: str | None = _ELSEWHERE
+    elif isinstance(backend, str):
+        # The registry says what is wrong with an unknown name.
+        wanted = _ELSEWHERE if "://" in backend else backend
+        if wanted != _ELSEWHERE:
+            metadata_backends.get(wanted)
+    elif backend is None:
+        wanted = None
+    else:
+        raise ConfigError(
+            "backend must be 'json', 'sqlite', an SQLAlchemy URL or a MetadataBackend, not "
+            f"{backend!r}"
+        )
+    if there is None:
+        return wanted or "json"
+    if there == _ELSEWHERE and wanted != _ELSEWHERE:
+        raise ConfigError(
+            f"the index of {root} is kept elsewhere: give backend= as when the store was made"
+        )
+    if wanted not in (None, there, _ELSEWHERE):
+        raise ConfigError(
+            f"{root} has an index of the kind {there!r}, not {wanted!r}: open it with "
+            f"backend={there!r} or without backend="
+        )
+    return wanted or there
+
+
+def _existing(root: Path, described: Description | None) -> str | None:
+    """The kind of index that the folder has, if any."""
+    files = _index_files(root)
+    if described is None:
+        if len(files) > 1:
+            raise ConfigError(f"{root} holds two indexes ({', '.join(files)}): say which backend=")
+        return files[0] if files else None
+    if described.index in _INDEX_FILES.values() and described.index not in files:
+        raise IntegrityError(
+            f"{root / DESCRIPTION} says that the index is of the kind {described.index!r}, but its "
+            "file is gone: restore it from a backup. No new index was made, since it would not "
+            "know the blobs that are there"
+        )
+    return described.index
+
+
+def _index_files(root: Path) -> list[str]:
+    return [kind for name, kind in _INDEX_FILES.items() if (root / name).exists()]
+
+
+def open_objects(root: Path, blob_backend: str | ObjectStore | None, *, fsync: bool) -> ObjectStore:
+    """Open the object store that was asked for.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, or neither a name nor an object store.
+    """
+    if isinstance(blob_backend, ObjectStore):
+        return blob_backend
+    if blob_backend is None:
+        blob_backend = "filesystem"
+    if not isinstance(blob_backend, str):
+        raise ConfigError(
+            f"blob_backend must be a name, a URL or an ObjectStore, not {blob_backend!r}"
+        )
+    scheme, separator, _ = blob_backend.partition("://")
+    if separator:
+        raise ConfigError(
+            f"there is no blob backend for {scheme!r} URLs yet: give an ObjectStore instance"
+        )
+    return object_stores.get(blob_backend).for_folder(root, fsync=fsync)
+
+
+def claim(objects: ObjectStore, store_id: str) -> None:
+    """Write beside the blobs whose they are, or find that they are somebody else's.
+
+    Two indexes over one set of blobs would collect each other's as garbage. A store that cannot
+    list is never collected by listing, and needs no marker.
+
+    Raises
+    ------
+    IncompatibleStoreError
+        The blobs belong to another index.
+    """
+    if not objects.capabilities.list:
+        return
+    for _ in range(2):
+        try:
+            owner = objects.get(MARKER).decode("ascii", "replace")
+        except KeyNotFoundError:
+            objects.put_if_absent(MARKER, store_id.encode("ascii"))
+            continue
+        if owner != store_id:
+            raise IncompatibleStoreError(
+                f"the blobs here belong to the index {owner!r}, not to {store_id!r}: open the store "
+                "with the index it was made with, or keep new blobs elsewhere",
+                location=MARKER,
+            )
+        return
+
+
+def read_description(root: Path) -> Description | None:
+    """Read ``blobstore.json``; None where there is none.
+
+    Raises
+    ------
+    IntegrityError
+        It is damaged.
+    IncompatibleStoreError
+        It is of a newer version, or not of ours.
+    """
+    path = root / DESCRIPTION
+    try:
+        fields: Any = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as exc:
+        raise from_os_error(exc, f"reading {path}") from exc
+    except ValueError as exc:
+        raise IntegrityError(
+            f"{path} is damaged ({exc}): restore it from a backup, or remove it if the index beside "
+            "it is whole, and it will be written anew"
+        ) from exc
+    try:
+        described = Description(**{name: fields[name] for name in Description.__slots__})
+        newer = described.least_reader > FORMAT
+    except (TypeError, KeyError) as exc:
+        raise IncompatibleStoreError(
+            f"{path} was not written by blobstore: choose another cache_dir"
+        ) from exc
+    if newer:
+        raise IncompatibleStoreError(
+            f"{root} was made by {described.created_by} in format {described.format}; this version "
+            f"reads up to {FORMAT}: upgrade blobstore"
+        )
+    return described
+
+
+def _write_description(root: Path, described: Description) -> None:
+    """Publish by link, which never replaces what another process wrote first."""
+    path = root / DESCRIPTION
+    temporary = root / f".{DESCRIPTION}.{random_id()}"
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            json.dump(asdict(described), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    except OSError as exc:
+        raise from_os_error(exc, f"writing {path}") from exc
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,285 @@
+"""From an entry of the index to the object: open every part, check it, decode it.
+
+All parts are opened before any is decoded: on a file system an open file stays readable when an
+overwrite unlinks it, so what is read is one version, whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from blobstore import digest
+from blobstore.entry import Entry, Part
+from blobstore.errors import IntegrityError, KeyNotFoundError, UntrustedTypeError
+from blobstore.protocols import Handler, MetadataBackend, ObjectStore, StoredPart
+from blobstore.registry import HandlerSet
+from blobstore.streams import CHUNK, BytesSource, Source
+
+_IN_MEMORY = 32 << 20
+"""Blobs up to this size are read once, into memory, and checked there."""
+
+_ATTEMPTS = 10
+
+
+class Reader:
+    """Loads what entries refer to.
+
+    Parameters
+    ----------
+    index : MetadataBackend
+    objects : ObjectStore
+    handlers : HandlerSet
+    verify : bool
+        Check every part before decoding it. Parts that may run code are always checked.
+    unpickle : bool
+        False: handlers that may run code are refused.
+    """
+
+    def __init__(
+        self,
+        index: MetadataBackend,
+        objects: ObjectStore,
+        handlers: HandlerSet,
+        *,
+        verify: bool,
+        unpickle: bool,
+    ) -> None:
+        self._index = index
+        self._objects = objects
+        self._handlers = handlers
+        self._verify = verify
+        self._unpickle = unpickle
+
+    def load(self, entry: Entry, **options: Any) -> Any:
+        """Read the object of an entry, or of the one that took its place meanwhile.
+
+        Raises
+        ------
+        KeyNotFoundError
+            The key was deleted meanwhile.
+        IntegrityError
+            A blob is gone, cut short or altered.
+        UntrustedTypeError
+            Loading would unpickle, and this store never does.
+        """
+        if entry.inline:  # nothing can be gone
+            return self._load_inline(entry, options)
+        for current in self._versions(entry):
+            handler = self._handler(current)
+            with contextlib.suppress(_SupersededError), self._opened(current) as sources:
+                parts = {
+                    part.name: self._checked(current, part, source, handler)
+                    for part, source in zip(current.parts, sources, strict=True)
+                }
+                with _gone_as_superseded():
+                    return handler.read(parts, current.info, **options)
+        raise AssertionError("_versions ends by raising")
+
+    def _load_inline(self, entry: Entry, options: dict[str, Any]) -> Any:
+        handler = self._handler(entry)
+        part = entry.parts[0]
+        data = part.payload or b""
+        if self._verify or handler.runs_code:
+            _verify_bytes(entry.key, part, data)
+        return handler.read({part.name: _stored(part, BytesSource(data))}, entry.info, **options)
+
+    def open(self, entry: Entry) -> BinaryIO:
+        """Open the object as a file; its bytes are checked when they were read to the end.
+
+        Raises
+        ------
+        NotSupportedError
+            It is stored in several parts.
+        """
+        for current in self._versions(entry):
+            handler = self._handler(current)
+            with contextlib.suppress(_SupersededError), self._opened(current) as sources:
+                parts = {
+                    part.name: _stored(part, CheckingSource(source, current.key, part))
+                    for part, source in zip(current.parts, sources, strict=True)
+                }
+                return handler.open(parts, current.info)
+        raise AssertionError("_versions ends by raising")
+
+    def check(self, entry: Entry) -> None:
+        """Compare every stored byte of an entry with its checksums.
+
+        Raises
+        ------
+        IntegrityError
+        """
+        for current in self._versions(entry):
+            with contextlib.suppress(_SupersededError), self._opened(current) as sources:
+                for part, source in zip(current.parts, sources, strict=True):
+                    _verify_stream(current.key, part, source)
+                return
+
+    def _handler(self, entry: Entry) -> Handler:
+        handler = self._handlers.by_name(entry.handler)
+        if handler.runs_code and not self._unpickle:
+            raise UntrustedTypeError(
+                f"{entry.key!r} is stored as a pickle, and the store was opened with "
+                "pickle='deny': open it with pickle='signed' or 'allow' if you trust its writers",
+                key=entry.key,
+            )
+        return handler
+
+    def _versions(self, entry: Entry) -> Iterator[Entry]:
+        """The entry; then, each time its blobs were gone, the one that took its place."""
+        yield entry
+        for _ in range(_ATTEMPTS):
+            latest = self._index.get(entry.key)
+            if latest is None:
+                raise KeyNotFoundError(
+                    f"{entry.key!r} was deleted while it was read", key=entry.key
+                )
+            if latest.locations == entry.locations:
+                gone = [x for x in latest.locations if not self._objects.exists(x)]
+                raise IntegrityError(
+                    f"{entry.key!r} is in the index, but its blob {', '.join(gone) or '?'} is gone: "
+                    "restore it from a backup, or delete the key",
+                    key=entry.key,
+                    location=gone[0] if gone else None,
+                )
+            entry = latest
+            yield entry
+        raise IntegrityError(
+            f"{entry.key!r} was overwritten {_ATTEMPTS} times while it was read: try again",
+            key=entry.key,
+        )
+
+    @contextlib.contextmanager
+    def _opened(self, entry: Entry) -> Iterator[list[Source]]:
+        with contextlib.ExitStack() as stack:
+            try:
+                sources = [stack.enter_context(self._source(part)) for part in entry.parts]
+            except KeyNotFoundError as exc:
+                raise _SupersededError from exc
+            yield sources
+
+    def _source(self, part: Part) -> Source:
+        if part.payload is not None:
+            return BytesSource(part.payload)
+        return self._objects.source(part.blob.location)
+
+    def _checked(self, entry: Entry, part: Part, source: Source, handler: Handler) -> StoredPart:
+        if part.payload is not None or source.size <= _IN_MEMORY:
+            data = source.read()
+            if self._verify or handler.runs_code:
+                _verify_bytes(entry.key, part, data)
+            return _stored(part, BytesSource(data))
+        if self._verify or handler.runs_code:
+            _verify_stream(entry.key, part, source)
+        return _stored(part, source)
+
+
+class _SupersededError(Exception):
+    """A blob is gone; the entry may have moved on."""
+
+
+@contextlib.contextmanager
+def _gone_as_superseded() -> Iterator[None]:
+    try:
+        yield
+    except KeyNotFoundError as exc:
+        raise _SupersededError from exc
+
+
+def _stored(part: Part, source: Source) -> StoredPart:
+    blob = part.blob
+    return StoredPart(part.name, source, blob.codec, blob.handler, blob.format_version)
+
+
+def _verify_bytes(key: str, part: Part, data: bytes) -> None:
+    hasher, executable = digest.checksum_like(part.blob.checksum)
+    hasher.update(data)
+    _compare(key, part, len(data), digest.checksum_text(hasher, executable=executable))
+
+
+def _verify_stream(key: str, part: Part, source: Source) -> None:
+    hasher, executable = digest.checksum_like(part.blob.checksum)
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    with source.open() as file:
+        while count := file.readinto(buffer):  # type: ignore[attr-defined]
+            hasher.update(view[:count])
+    _compare(key, part, source.size, digest.checksum_text(hasher, executable=executable))
+
+
+def _compare(key: str, part: Part, size: int, checksum: str) -> None:
+    blob = part.blob
+    if size == blob.size and checksum == blob.checksum:
+        return
+    where = f"its blob {blob.location}" if blob.location else "its bytes in the index"
+    raise IntegrityError(
+        f"{key!r} is damaged: {where} should have {blob.size} bytes and the checksum "
+        f"{blob.checksum}, but has {size} and {checksum}. Nothing was decoded; restore it from a "
+        "backup, or delete the key",
+        key=key,
+        location=blob.location or None,
+    )
+
+
+class CheckingSource(Source):
+    """Hands out readers that check the stored bytes once they were read through.
+
+    A reader that seeks, or stops early, checks nothing.
+    """
+
+    def __init__(self, source: Source, key: str, part: Part) -> None:
+        self._source = source
+        self._key = key
+        self._part = part
+        self.size = source.size
+        if self.size != part.blob.size:
+            _compare(key, part, self.size, "unread")
+
+    def open(self) -> BinaryIO:
+        """Open a checking reader."""
+        raw = _CheckingReader(self._source.open(), self._key, self._part)
+        return io.BufferedReader(raw, CHUNK)
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+
+class _CheckingReader(io.RawIOBase):
+    def __init__(self, raw: BinaryIO, key: str, part: Part) -> None:
+        self._raw = raw
+        self._key = key
+        self._part = part
+        self._hashed = 0
+        self._hasher, self._executable = digest.checksum_like(part.blob.checksum)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        start = self._raw.tell()
+        data = self._raw.read(len(buffer))
+        buffer[: len(data)] = data
+        if data and start == self._hashed:
+            self._hasher.update(data)
+            self._hashed += len(data)
+            if self._hashed == self._part.blob.size:
+                text = digest.checksum_text(self._hasher, executable=self._executable)
+                _compare(self._key, self._part, self._hashed, text)
+        return len(data)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._raw.close()
+        super().close()

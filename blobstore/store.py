@@ -1,0 +1,722 @@
+"""BlobStore: Python objects under keys, with metadata to find them by."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, Self
+
+from blobstore import codecs, digest, folder, maintenance
+from blobstore import metadata as _metadata
+from blobstore.commit import Committer, Request, WritePolicy, now_us
+from blobstore.entry import Entry
+from blobstore.errors import (
+    ClosedError,
+    ConfigError,
+    InvalidInputError,
+    KeyNotFoundError,
+    NotSupportedError,
+    from_os_error,
+)
+from blobstore.handlers.file import LocalFile
+from blobstore.keys import validate_key
+from blobstore.maintenance import GcReport, VerifyReport
+from blobstore.protocols import (
+    Copy,
+    Delete,
+    Expected,
+    Handler,
+    MetadataBackend,
+    ObjectStore,
+    Patch,
+    WriteOptions,
+)
+from blobstore.query import Query, parse_filter
+from blobstore.reading import Reader
+from blobstore.registry import HandlerSet
+from blobstore.streams import copy_stream
+
+Pickle = Literal["signed", "allow", "deny"]
+Keys = list[str]
+"""What `BlobStore.list` gives; named here since inside the class `list` is that method."""
+
+_PICKLE = ("signed", "allow", "deny")
+_BATCH = 1000
+
+
+class BlobStore(MutableMapping[str, Any]):
+    """Puts Python objects under keys with metadata, finds them again, gives them back.
+
+    A store is a folder. Several processes, threads, forked children and pickled copies may use
+    the same one at once.
+
+    Parameters
+    ----------
+    cache_dir : path
+        The folder; made if it is not there. Resolved once, so a later `chdir` does no harm.
+    backend : str, MetadataBackend or None
+        Where the index is: "json" (readable, for small stores), "sqlite", an SQLAlchemy URL, or an
+        instance. None takes what is in the folder; a new one starts as JSON.
+    compression : {"lz4", "zstd", "gzip", "blosclz", "none"}
+    compression_level : int
+        1 (fastest) to 9 (smallest).
+    content_addressable : bool or {"blake3", "sha256"}
+        Whether equal content is stored once. Without a key, the digest of the content is the key.
+    blob_backend : str, ObjectStore or None
+        Where the bytes are: "filesystem" (also None), "memory", another registered name, or an
+        instance, which is not closed with the store.
+    inline_max_bytes : int, optional
+        Values up to this many stored bytes are kept in the index itself. By default 8 KiB where
+        the index is a database and the bytes are on the default file system, else 0.
+    fsync : bool
+        An acknowledged put survives a power cut. Without it, it survives any crash of processes.
+    pickle : {"signed", "allow", "deny"}
+        Which pickles may be loaded: "deny" none. Signatures are not made yet, so "signed" loads
+        what "allow" does. Bytes whose checksum fails are never unpickled, whatever this says.
+    trusted_types : iterable of str
+        Reserved for signed loading: patterns of type names to load without a signature.
+    readonly : bool
+        Change nothing; every writing method raises `NotSupportedError`.
+    verify_on_read : bool
+        Compare checksums before decoding. Pickles are always checked.
+    handlers : iterable of Handler, optional
+        Handlers of your own, asked before the built-in ones of the same priority.
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong, or the folder has an index of another kind.
+    IncompatibleStoreError, IntegrityError
+        The folder is another program's, newer, or damaged. Nothing in it was changed.
+    StorageError
+        The folder cannot be made or read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with BlobStore(tempfile.mkdtemp(), backend="sqlite") as store:
+    ...     key = store.put([0.1, 0.2], key="runs/7/scores", metadata={"f1": 0.92})
+    ...     store.get("runs/7/scores"), store.list(metadata_filter={"f1": 0.92})
+    ([0.1, 0.2], ['runs/7/scores'])
+    """
+
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike[str] = ".blobstore",
+        backend: str | MetadataBackend | None = None,
+        compression: str = "lz4",
+        compression_level: int = 3,
+        content_addressable: bool | str = False,
+        blob_backend: str | ObjectStore | None = None,
+        *,
+        inline_max_bytes: int | None = None,
+        fsync: bool = False,
+        pickle: Pickle = "signed",
+        trusted_types: Iterable[str] = (),
+        readonly: bool = False,
+        verify_on_read: bool = True,
+        handlers: Iterable[Handler] | None = None,
+    ) -> None:
+        self._closed = True  # until everything is open
+        codec, level = codecs.validate(compression, compression_level)
+        algorithm = _digest_algorithm(content_addressable)
+        if pickle not in _PICKLE:
+            raise ConfigError(f"pickle must be one of {', '.join(_PICKLE)}, not {pickle!r}")
+        own_handlers = tuple(handlers or ())
+        self._handlers = HandlerSet(own_handlers)
+        self._readonly = bool(readonly)
+        self.path = folder.prepare(cache_dir, readonly=self._readonly)
+        self._arguments: dict[str, Any] = {
+            "cache_dir": self.path,
+            "backend": backend,
+            "compression": codec,
+            "compression_level": level,
+            "content_addressable": content_addressable,
+            "blob_backend": blob_backend,
+            "inline_max_bytes": inline_max_bytes,
+            "fsync": fsync,
+            "pickle": pickle,
+            "trusted_types": tuple(trusted_types),
+            "readonly": readonly,
+            "verify_on_read": verify_on_read,
+            "handlers": own_handlers,
+        }
+        self._open(backend, blob_backend, fsync=bool(fsync))
+        options = WriteOptions(codec, level, self._inline_limit(inline_max_bytes, blob_backend))
+        self._committer = Committer(
+            self._index,
+            self._objects,
+            self._handlers,
+            WritePolicy(options, algorithm, sync=not fsync),
+        )
+        self._reader = Reader(
+            self._index,
+            self._objects,
+            self._handlers,
+            verify=bool(verify_on_read),
+            unpickle=pickle != "deny",
+        )
+        self._closed = False
+
+    def _open(
+        self, backend: str | MetadataBackend | None, blob_backend: Any, *, fsync: bool
+    ) -> None:
+        self._objects = folder.open_objects(self.path, blob_backend, fsync=fsync)
+        self._owned: list[MetadataBackend | ObjectStore] = []
+        if self._objects is not blob_backend:
+            self._owned.append(self._objects)
+        try:
+            self._index, described = folder.open_index(
+                self.path, backend, fsync=fsync, readonly=self._readonly
+            )
+            if self._index is not backend:
+                self._owned.insert(0, self._index)
+            if not self._readonly:
+                folder.claim(self._objects, described.store_id)
+        except BaseException:
+            for owned in self._owned:
+                owned.close()
+            raise
+
+    def _inline_limit(self, asked: int | None, blob_backend: Any) -> int:
+        if asked is None:
+            default = blob_backend in (None, "filesystem")
+            return self._index.inline_max_bytes if default else 0
+        if type(asked) is int and asked >= 0:
+            return asked
+        raise ConfigError(f"inline_max_bytes is a number of bytes, 0 or more, not {asked!r}")
+
+    # --- storing ---
+
+    def put(
+        self,
+        data: Any,
+        key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        overwrite: bool = True,
+        if_version: int | Entry | None = None,
+    ) -> str:
+        """Store an object, replacing what the key was.
+
+        Parameters
+        ----------
+        data : object
+            Of any type that a handler or pickle takes.
+        key : str, optional
+            1 to 2,048 bytes of UTF-8, any characters but NUL. Without it one is made up; with
+            content addressing it is the digest of the content, and content that is there already
+            keeps its metadata if none is given.
+        metadata : mapping, optional
+            JSON values, nested at will. Neither it nor `data` is changed.
+        overwrite : bool
+            False: the key must not be there yet.
+        if_version : int or Entry, optional
+            Compare and swap: the version, or the very entry, that the key must still have.
+
+        Returns
+        -------
+        str
+            The key.
+
+        Raises
+        ------
+        InvalidKeyError, InvalidMetadataError, UnsupportedTypeError
+            Nothing was written.
+        KeyExistsError, ConflictError
+            The key is taken, or has moved on; it is as it was.
+        StorageError
+            Full disk, no permission, no connection; the key is as it was.
+        """
+        self._writable()
+        request = Request(
+            data,
+            None if key is None else validate_key(key),
+            _metadata.to_text(metadata),
+            _expected(overwrite=overwrite, if_version=if_version),
+        )
+        return self._committer.put(request).key
+
+    def put_many(
+        self, items: Iterable[tuple[str, Any] | tuple[str, Any, Mapping[str, Any] | None]]
+    ) -> Keys:
+        """Store several objects: blobs in parallel, the index in one transaction.
+
+        Parameters
+        ----------
+        items : iterable of (key, data) or (key, data, metadata)
+            A key may be None, as in `put`.
+
+        Returns
+        -------
+        list of str
+            The keys, in order.
+
+        Raises
+        ------
+        As `put`; none of the items is stored then.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> BlobStore(tempfile.mkdtemp()).put_many([("a", 1), ("b", 2, {"stage": "test"})])
+        ['a', 'b']
+        """
+        self._writable()
+        requests = [_request(number, item) for number, item in enumerate(items)]
+        return [entry.key for entry in self._committer.put_many(requests)]
+
+    def put_file(
+        self,
+        path: str | os.PathLike[str],
+        key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        overwrite: bool = True,
+        if_version: int | Entry | None = None,
+    ) -> str:
+        """Store the content of a file of any size, streamed; otherwise as `put`.
+
+        `get` gives it back as bytes, `get_file` as a file, `open` as a stream.
+        """
+        return self.put(
+            LocalFile(Path(path)), key, metadata, overwrite=overwrite, if_version=if_version
+        )
+
+    # --- loading ---
+
+    def get(self, key: str, default: Any = None, **read_options: Any) -> Any:
+        """Load the object under a key.
+
+        Parameters
+        ----------
+        key : str
+        default : object
+            Given if there is no such key, and only then.
+        **read_options
+            What the type's handler knows: ``columns=[...]`` for frames, ``rows=slice(...)`` for
+            arrays.
+
+        Returns
+        -------
+        object
+            Equal to what was stored, of the same type, and the caller's own.
+
+        Raises
+        ------
+        IntegrityError
+            The key is there, but its bytes are gone or altered.
+        DecodeError, UntrustedTypeError
+            The bytes are whole, but cannot or may not be loaded here.
+        """
+        try:
+            return self._load(key, read_options)
+        except KeyNotFoundError:
+            return default
+
+    def __getitem__(self, key: str) -> Any:
+        return self._load(key, {})
+
+    def _load(self, key: str, read_options: Mapping[str, Any]) -> Any:
+        return self._reader.load(self.entry(key), **read_options)
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+        """Load several objects in parallel; keys that do not exist are left out.
+
+        Returns
+        -------
+        dict
+            Key to object, in the order asked for.
+        """
+        self._usable()
+        wanted = [validate_key(key) for key in keys]
+        found = self._index.get_many(wanted)
+        entries = [found[key] for key in dict.fromkeys(wanted) if key in found]
+        if len(entries) <= 1:
+            return {entry.key: self._reader.load(entry) for entry in entries}
+        workers = min(len(entries), 2 * (os.cpu_count() or 1))
+        with ThreadPoolExecutor(workers, thread_name_prefix="blobstore") as pool:
+            loaded = pool.map(self._load_if_there, entries)
+            return {
+                entry.key: objects[0]
+                for entry, objects in zip(entries, loaded, strict=True)
+                if objects
+            }
+
+    def _load_if_there(self, entry: Entry) -> tuple[Any, ...]:
+        try:
+            return (self._reader.load(entry),)
+        except KeyNotFoundError:  # deleted since the index was asked
+            return ()
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object as a binary stream, seekable; to be closed by the caller.
+
+        For bytes, text and files the content; for other objects the file that they are stored as
+        (Parquet, ``.b2nd``). Checked once it was read through from start to end.
+
+        Raises
+        ------
+        KeyNotFoundError
+        NotSupportedError
+            The object is stored in several parts.
+        """
+        return self._reader.open(self.entry(key))
+
+    def get_file(self, key: str, path: str | os.PathLike[str]) -> Path:
+        """Write an object's stream (see `open`) to a file, which is replaced whole or not at all.
+
+        Returns
+        -------
+        Path
+            The file.
+        """
+        entry = self.entry(key)
+        target = Path(path)
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".blobstore-") as scratch:
+                partial = Path(scratch) / "part"
+                with self._reader.open(entry) as stream, partial.open("wb") as out:
+                    copy_stream(stream, out)
+                partial.replace(target)
+        except OSError as exc:
+            raise from_os_error(exc, f"writing {target}") from exc
+        return target
+
+    # --- asking ---
+
+    def entry(self, key: str) -> Entry:
+        """What the index knows of a key; no blob is touched.
+
+        Raises
+        ------
+        KeyNotFoundError
+        """
+        self._usable()
+        found = self._index.get(validate_key(key))
+        if found is None:
+            raise KeyNotFoundError(f"there is no key {key!r} in {self.path}", key=key)
+        return found
+
+    def get_metadata(self, key: str) -> dict[str, Any] | None:
+        """What is known of a key as a fresh dict, or None; no blob is touched.
+
+        Returns
+        -------
+        dict or None
+            `key`, `data_type`, `file_size` (stored bytes), `created_at` and `updated_at` (ISO 8601,
+            UTC), `version`, `handler`, `compression`, `info`, and the user's own as ``"metadata"``.
+        """
+        self._usable()
+        entry = self._index.get(validate_key(key))
+        if entry is None:
+            return None
+        return {
+            "key": entry.key,
+            "data_type": entry.data_type,
+            "file_size": entry.size,
+            "created_at": entry.created_at.isoformat(),
+            "updated_at": entry.updated_at.isoformat(),
+            "version": entry.version,
+            "handler": entry.handler,
+            "compression": entry.parts[-1].blob.codec,
+            "info": entry.info,
+            "metadata": entry.metadata,
+        }
+
+    def exists(self, key: str) -> bool:
+        """Whether a key is in the index and all its blobs are there."""
+        self._usable()
+        entry = self._index.get(validate_key(key))
+        return entry is not None and all(map(self._objects.exists, entry.locations))
+
+    def __contains__(self, key: object) -> bool:
+        self._usable()
+        return isinstance(key, str) and self._index.get(validate_key(key)) is not None
+
+    def list(
+        self, prefix: str | None = None, metadata_filter: Mapping[str, Any] | None = None
+    ) -> Keys:
+        """Keys in order, of all entries or of those that match.
+
+        Parameters
+        ----------
+        prefix : str, optional
+            Literal and case-sensitive.
+        metadata_filter : mapping, optional
+            Metadata that must be equal, all of it. Names and values are taken literally; numbers
+            compare by value, and a boolean is no number.
+
+        Returns
+        -------
+        list of str
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> store = BlobStore(tempfile.mkdtemp())
+        >>> _ = store.put_many([("m1", 1, {"deployed": True}), ("m2", 2, {"deployed": False})])
+        >>> store.list(metadata_filter={"deployed": True})
+        ['m1']
+        """
+        self._usable()
+        return [*self._index.keys(_query(prefix, metadata_filter))]
+
+    def count(
+        self, prefix: str | None = None, metadata_filter: Mapping[str, Any] | None = None
+    ) -> int:
+        """How many entries `list` would give."""
+        self._usable()
+        return self._index.count(_query(prefix, metadata_filter))
+
+    def __iter__(self) -> Iterator[str]:
+        self._usable()
+        return self._index.keys(Query())
+
+    def __len__(self) -> int:
+        return self.count()
+
+    # --- changing ---
+
+    def update_metadata(
+        self, key: str, metadata: Mapping[str, Any], *, replace: bool = False
+    ) -> bool:
+        """Change the metadata of a key; the object is not touched.
+
+        Parameters
+        ----------
+        key : str
+        metadata : mapping
+            Names to be set; other names stay. Values are replaced whole, not merged.
+        replace : bool
+            Drop all other names.
+
+        Returns
+        -------
+        bool
+            False if there is no such key.
+        """
+        self._writable()
+        patch = Patch(validate_key(key), _metadata.to_text(metadata), now_us(), replace)
+        return self._committer.apply([patch]).entries[0] is not None
+
+    def delete(self, key: str) -> bool:
+        """Remove a key; its bytes go with the last key that shares them.
+
+        Returns
+        -------
+        bool
+            False if there was no such key.
+        """
+        return self.delete_many([key]) == 1
+
+    def delete_many(self, keys: Iterable[str]) -> int:
+        """Remove keys in one transaction; absent ones are fine. Returns how many there were."""
+        self._writable()
+        operations = [Delete(validate_key(key)) for key in dict.fromkeys(keys)]
+        if not operations:
+            return 0
+        result = self._committer.apply(operations)
+        return sum(entry is not None for entry in result.entries)
+
+    def clear(self) -> int:  # type: ignore[override]
+        """Remove all keys. Returns how many there were."""
+        self._writable()
+        removed = 0
+        while batch := [*self._index.keys(Query(limit=_BATCH))]:
+            removed += self.delete_many(batch)
+        return removed
+
+    def copy(self, source: str, target: str, *, overwrite: bool = True) -> str:
+        """Give an object and its metadata a second key; no bytes are copied.
+
+        Raises
+        ------
+        KeyNotFoundError
+            There is no `source`.
+        KeyExistsError
+            `target` is taken, and `overwrite` is False.
+        """
+        return self._copy(source, target, overwrite=overwrite, move=False)
+
+    def move(self, source: str, target: str, *, overwrite: bool = True) -> str:
+        """Give an object another key, in one transaction; otherwise as `copy`."""
+        return self._copy(source, target, overwrite=overwrite, move=True)
+
+    def _copy(self, source: str, target: str, *, overwrite: bool, move: bool) -> str:
+        self._writable()
+        operation = Copy(validate_key(source), validate_key(target), now_us(), overwrite, move)
+        if self._committer.apply([operation]).entries[0] is None:
+            raise KeyNotFoundError(f"there is no key {source!r} in {self.path}", key=source)
+        return operation.target
+
+    def __setitem__(self, key: str, data: Any) -> None:
+        self.put(data, validate_key(key))
+
+    def __delitem__(self, key: str) -> None:
+        if not self.delete(key):
+            raise KeyNotFoundError(f"there is no key {key!r} in {self.path}", key=key)
+
+    # --- looking after it ---
+
+    def register_handler(self, handler: Handler) -> None:
+        """Add a handler to this store; see `blobstore.Handler`.
+
+        Raises
+        ------
+        ConfigError
+            Its name is taken.
+        """
+        self._handlers.register(handler)
+        self._arguments["handlers"] = (*self._arguments["handlers"], handler)
+
+    def verify(self, deep: bool = False) -> VerifyReport:
+        """Hold index, blobs and (if `deep`) every stored byte against each other.
+
+        Returns
+        -------
+        VerifyReport
+            With `ok` and `problems`; nothing is changed.
+        """
+        self._usable()
+        return maintenance.verify(self._index, self._objects, self._reader, deep=deep)
+
+    def gc(self, *, dry_run: bool = True, grace: float = 3600.0) -> GcReport:
+        """Name, and with ``dry_run=False`` free, what killed writers left behind.
+
+        Parameters
+        ----------
+        dry_run : bool
+            Only tell.
+        grace : float
+            Seconds; what is younger than this is left alone.
+
+        Returns
+        -------
+        GcReport
+            With `items` and `bytes`.
+        """
+        if dry_run:
+            self._usable()
+        else:
+            self._writable()
+        return maintenance.gc(self._index, self._objects, dry_run=dry_run, grace=grace)
+
+    def stats(self) -> dict[str, Any]:
+        """Count entries, blobs and bytes.
+
+        Returns
+        -------
+        dict
+            `path`, `entries`, `blobs`, `bytes` (stored, shared blobs once, inline values apart),
+            `logical_bytes` (as if nothing were shared), `condemned`, and the index's own facts as
+            `index`.
+        """
+        self._usable()
+        live = condemned = stored = 0
+        for blob in self._index.blobs():
+            live += blob.state == "live"
+            condemned += blob.state == "condemned"
+            stored += blob.size if blob.state == "live" else 0
+        entries = logical = inline = 0
+        for entry in self._index.scan(Query()):
+            entries += 1
+            logical += entry.size
+            inline += entry.size if entry.inline else 0
+        return {
+            "path": str(self.path),
+            "entries": entries,
+            "blobs": live,
+            "bytes": stored + inline,
+            "inline_bytes": inline,
+            "logical_bytes": logical,
+            "condemned": condemned,
+            "index": dict(self._index.stats()),
+        }
+
+    def close(self) -> None:
+        """Let go of files and connections. Calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._readonly:
+            self._committer.close()
+        for owned in self._owned:
+            owned.close()
+
+    def __enter__(self) -> Self:
+        self._usable()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[Callable[..., BlobStore], tuple[dict[str, Any]]]:
+        return _reopen, (self._arguments,)
+
+    def __repr__(self) -> str:
+        state = "closed " if self._closed else ""
+        return f"<{state}BlobStore {str(self.path)!r}, {type(self._index).__name__}>"
+
+    # A mapping would compare by loading every object of both.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def _usable(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the store {self.path} was closed: open a new one")
+
+    def _writable(self) -> None:
+        self._usable()
+        if self._readonly:
+            raise NotSupportedError(
+                f"the store {self.path} was opened with readonly=True: open it without to change it"
+            )
+
+
+def _reopen(arguments: dict[str, Any]) -> BlobStore:
+    return BlobStore(**arguments)
+
+
+def _digest_algorithm(asked: object) -> str | None:
+    if asked is False or asked is None:
+        return None
+    algorithm = "blake3" if asked is True else asked
+    if not isinstance(algorithm, str):
+        raise ConfigError(
+            f"content_addressable must be True, False or one of {', '.join(digest.ALGORITHMS)}, "
+            f"not {asked!r}"
+        )
+    digest.new_digest(algorithm)
+    return algorithm
+
+
+def _expected(*, overwrite: bool, if_version: int | Entry | None) -> Expected:
+    if if_version is None:
+        return "any" if overwrite else "absent"
+    if not overwrite:
+        raise InvalidInputError("overwrite=False and if_version exclude each other: give one")
+    if isinstance(if_version, bool) or not isinstance(if_version, int | Entry):
+        raise InvalidInputError(f"if_version must be an int or an Entry, not {if_version!r}")
+    return if_version
+
+
+def _request(number: int, item: Sequence[Any]) -> Request:
+    if not isinstance(item, tuple | list) or len(item) not in (2, 3):
+        raise InvalidInputError(
+            f"item {number} must be (key, data) or (key, data, metadata), not {item!r:.80}"
+        )
+    key, data, *rest = item
+    metadata = rest[0] if rest else None
+    return Request(data, None if key is None else validate_key(key), _metadata.to_text(metadata))
+
+
+def _query(prefix: str | None, metadata_filter: Mapping[str, Any] | None) -> Query:
+    if prefix is not None and not isinstance(prefix, str):
+        raise InvalidInputError(f"prefix must be a str or None, not {prefix!r}")
+    query = Query(prefix=prefix or "")
+    return replace(query, equal=parse_filter(metadata_filter)) if metadata_filter else query

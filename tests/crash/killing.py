@@ -1,0 +1,287 @@
+"""Runs a change of a store again and again, and kills it at each step, or at random moments.
+
+Run as a program in a process of its own, so that forking is safe: it imports everything once,
+then forks a child for each kill. What is found afterwards goes to standard output as JSON.
+
+A step is a call into C that can touch a file or the database; `sys.setprofile` sees each of them
+before and after. Nothing in the package knows of this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import numpy as np
+
+from blobstore import BlobStore
+
+STEPS = {
+    "open", "write", "writelines", "flush", "close", "replace", "rename", "link", "unlink", "remove",
+    "mkdir", "rmdir", "fsync", "fdatasync", "truncate", "ftruncate", "pwrite", "sendfile",
+    "copy_file_range", "execute", "executemany", "commit", "flock",
+}  # fmt: skip
+BIG = 40_000  # float64 values: well above what is kept inline
+OTHERS = [f"other/{i}" for i in range(4)]
+
+
+def value(seed: int, *, big: bool) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(BIG if big else 20)
+
+
+def put(store: BlobStore, key: str, seed: int, *, big: bool = True) -> None:
+    store.put(value(seed, big=big), key=key, metadata={"seed": seed, "big": big})
+
+
+def whole(store: BlobStore, key: str) -> int | None:
+    """The seed of what is under the key, after comparing all of it with what the seed gives."""
+    meta = store.get_metadata(key)
+    if meta is None:
+        return None
+    seed, big = meta["metadata"]["seed"], meta["metadata"]["big"]
+    loaded = store[key]
+    if isinstance(loaded, dict):
+        loaded = loaded["array"]
+    np.testing.assert_array_equal(loaded, value(seed, big=big))
+    return seed
+
+
+# Each scenario: what to prepare, what to do, and the states of "key" that may be found after it.
+def first(store):
+    put(store, "key", 1)
+
+
+def overwrite(store):
+    put(store, "key", 2)
+
+
+def overwrite_small(store):
+    put(store, "key", 2, big=False)
+
+
+def overwrite_mapping(store):
+    data = {"array": value(2, big=True), "epoch": 2}
+    store.put(data, key="key", metadata={"seed": 2, "big": True})
+
+
+def many(store):
+    store.put_many(
+        (key, value(2, big=True), {"seed": 2, "big": True}) for key in ("key", "key2", "key3")
+    )
+
+
+def delete(store):
+    store.delete("key")
+
+
+def move(store):
+    store.move("key", "key2")
+
+
+def describe(store):
+    store.update_metadata("key", {"note": "x" * 1000})
+
+
+def clear(store):
+    store.clear()
+
+
+def close(store):
+    store.close()
+
+
+SCENARIOS = {
+    # name: (change, prepared seed of "key" or None, seeds allowed afterwards)
+    "first": (first, None, {None, 1}),
+    "overwrite": (overwrite, 1, {1, 2}),
+    "overwrite_small": (overwrite_small, 1, {1, 2}),
+    "overwrite_mapping": (overwrite_mapping, 1, {1, 2}),
+    "many": (many, 1, {1, 2}),
+    "delete": (delete, 1, {1, None}),
+    "move": (move, 1, {1, None}),
+    "describe": (describe, 1, {1}),
+    "clear": (clear, 1, {1, None}),
+    "close": (close, 1, {1}),
+}
+
+
+class KillAt:
+    """A profile function that ends the process at the n-th step."""
+
+    def __init__(self, n: int) -> None:
+        self.left = n
+        self.seen = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, frame, event, argument) -> None:
+        if event not in ("c_call", "c_return", "c_exception"):
+            return
+        if getattr(argument, "__name__", "") not in STEPS:
+            return
+        with self.lock:
+            self.seen += 1
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(work) -> int:
+    """Run `work` in a forked child; returns the wait status."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitpid(child, 0)[1]
+
+
+def prepare(folder: Path, options: dict, seed: int | None) -> None:
+    def work() -> None:
+        with BlobStore(folder, **options) as store:
+            for i, key in enumerate(OTHERS):
+                put(store, key, 100 + i, big=i % 2 == 0)
+            if seed is not None:
+                put(store, "key", seed)
+
+    assert in_child(work) == 0, "preparing failed"
+
+
+def examine(folder: Path, options: dict, allowed: set, *, others: bool = True) -> None:
+    """Everything that has to hold after a kill."""
+
+    def work() -> None:
+        with BlobStore(folder, **options) as store:
+            report = store.verify(deep=True)
+            assert report.ok, report.problems
+            assert whole(store, "key") in allowed, whole(store, "key")
+            if others:
+                found = [whole(store, key) for key in OTHERS]
+                assert found == [100 + i for i in range(len(OTHERS))] or not any(found), found
+            for key in store:
+                whole(store, key)
+            store.gc(dry_run=False, grace=0)
+            assert not store.gc(grace=0).items
+            live = {location for key in store for location in store.entry(key).locations}
+            blobs = {p.name for p in (folder / "blobs").rglob("*") if p.is_file()}
+            assert blobs - {".blobstore-id"} == live, blobs ^ live
+            tmp = folder / "tmp"
+            assert not tmp.exists() or not [*tmp.iterdir()]
+            put(store, "afterwards", 7)
+            assert whole(store, "afterwards") == 7
+
+    assert in_child(work) == 0, "what was found after the kill is above"
+
+
+def every_step(root: Path, options: dict, scenario: str) -> dict:
+    """Kill the change at step 1, 2, 3 ... until it gets through."""
+    change, seed, allowed = SCENARIOS[scenario]
+    others = scenario != "clear"
+    master = root / "master"
+    prepare(master, options, seed)
+    kills = 0
+    while True:
+        folder = root / "victim"
+        shutil.copytree(master, folder)
+
+        def work(n: int = kills + 1, folder: Path = folder) -> None:
+            store = BlobStore(folder, **options)
+            killer = KillAt(n)
+            threading.setprofile(killer)
+            sys.setprofile(killer)
+            change(store)
+            sys.setprofile(None)
+
+        status = in_child(work)
+        examine(folder, options, allowed, others=others)
+        shutil.rmtree(folder)
+        if status == 0:
+            return {"kills": kills}
+        assert os.WIFSIGNALED(status), "the change failed by itself; its error is above"
+        kills += 1
+
+
+def random_moments(root: Path, options: dict, kills: int, seed: int) -> dict:
+    """Kill a busy writer after a random time; what it had acknowledged must be there."""
+    rng = random.Random(seed)
+    folder = root / "store"
+    prepare(folder, options, None)
+    acknowledged: dict[str, int] = {}
+    for round_number in range(kills):
+        busy(folder, options, acknowledged, rng, round_number)
+        with_in_flight = dict(acknowledged)
+        examine_random(folder, options, with_in_flight, acknowledged)
+    return {"kills": kills, "acknowledged": len(acknowledged)}
+
+
+def busy(folder: Path, options: dict, acknowledged: dict, rng: random.Random, number: int) -> None:
+    """One writer until it is killed; collects what it acknowledged, and what it had begun."""
+    read_end, write_end = os.pipe()
+    start = rng.randrange(1 << 30)
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        try:
+            store = BlobStore(folder, **options)
+            mine = random.Random(start)
+            for i in range(100_000):
+                key, seed = f"k{mine.randrange(8)}", number * 100_000 + i
+                line = f"{key} {seed}\n"
+                os.write(write_end, b"begin " + line.encode())
+                put(store, key, seed, big=mine.random() < 0.5)
+                os.write(write_end, b"done " + line.encode())
+        except BaseException:
+            traceback.print_exc()
+        os._exit(1)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        log = [pipe.readline()]  # the writer is at work now
+        # A real delay is the point here: the kill comes at whatever moment it comes.
+        threading.Event().wait(rng.random() * 0.02)
+        os.kill(child, signal.SIGKILL)
+        log += pipe.read().splitlines(keepends=True)
+    os.waitpid(child, 0)
+    for line in log:
+        if line.endswith(b"\n"):
+            word, key, seed = line.decode().split()
+            if word == "done":
+                acknowledged[key] = int(seed)
+            acknowledged[f"begun {key}"] = int(seed)
+
+
+def examine_random(folder: Path, options: dict, known: dict, acknowledged: dict) -> None:
+    def work() -> None:
+        with BlobStore(folder, **options) as store:
+            for key in [k for k in known if " " not in k]:
+                found = whole(store, key)
+                assert found in (known[key], known[f"begun {key}"]), (key, found, known)
+            for key in store:
+                whole(store, key)
+
+    assert in_child(work) == 0, "an acknowledged value is lost, or a value is torn"
+    examine(folder, options, {None}, others=True)
+
+
+def main() -> None:
+    task = json.loads(sys.argv[1])
+    root = Path(task["root"])
+    if task["do"] == "every_step":
+        result = every_step(root, task["options"], task["scenario"])
+    else:
+        result = random_moments(root, task["options"], task["kills"], task["seed"])
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
