@@ -1,0 +1,76 @@
+"""Every Python block of README and docs runs; every doctest of the package holds."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import blobstore
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
+BLOCK = re.compile(r"^```(?P<language>\w*)(?P<note>[^\n]*)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
+MODULES = sorted(
+    module.name for module in pkgutil.walk_packages(blobstore.__path__, prefix="blobstore.")
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_blocks_of_a_page_run_in_order(page, tmp_path):
+    text = page.read_text(encoding="utf-8")
+    blocks = [found for found in BLOCK.finditer(text) if found["language"] == "python"]
+    # Each block keeps its line numbers, so that a failure points into the page.
+    program = "".join(
+        "\n" * (text[: found.start("code")].count("\n") - before) + found["code"]
+        for found, before in zip(blocks, _lines_before(text, blocks), strict=True)
+    )
+    script = tmp_path / f"{page.stem}.py"
+    script.write_text(program, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{page}:\n{done.stderr[-3000:]}"
+
+
+def _lines_before(text: str, blocks: list[re.Match[str]]) -> list[int]:
+    """How many lines of the program come before each block."""
+    ends = [text[: found.end("code")].count("\n") for found in blocks]
+    return [0, *ends[:-1]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_says_what_it_is(page):
+    known = {"python", "bash", "text", "toml", "yaml", "json"}
+    languages = {found["language"] for found in BLOCK.finditer(page.read_text(encoding="utf-8"))}
+    assert languages <= known, "a block without a language is not executed: name it"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_files_of_the_repository_work(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples_hold(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert result.failed == 0
+
+
+def test_every_public_name_has_a_docstring():
+    for name in blobstore.__all__:
+        if name != "__version__":
+            assert getattr(blobstore, name).__doc__, name
