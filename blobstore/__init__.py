@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from blobstore.version import __version__
+
 if TYPE_CHECKING:
     from blobstore.backends.blob.filesystem import FilesystemBlobBackend as FilesystemBlobBackend
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
@@ -48,8 +50,6 @@ if TYPE_CHECKING:
     from blobstore.protocols import MetadataBackend as MetadataBackend
     from blobstore.protocols import ObjectStore as ObjectStore
     from blobstore.store import BlobStore as BlobStore
-
-__version__ = "0.1.0.dev0"
 
 _HOME = {
     "BlobStore": "store",

@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from typing import Any
 
 from blobstore import digest as digests
 from blobstore import keys
-from blobstore.entry import Blob, Entry, EntryDraft, Part
+from blobstore.entry import Blob, Entry, EntryDraft, Part, now_us
 from blobstore.errors import BlobStoreError, KeyExistsError, StorageError, UnavailableError
 from blobstore.protocols import (
     CommitResult,
@@ -40,11 +39,6 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 8
 _FORGET_AT = 256
 _to_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-
-
-def now_us() -> int:
-    """Microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ does to the result can reach the index.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -15,6 +16,11 @@ from typing import Any, Literal
 BlobState = Literal["live", "condemned", "pending"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC, now."""
+    return time.time_ns() // 1000
 
 
 def to_datetime(microseconds: int) -> datetime:

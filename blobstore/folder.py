@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from blobstore import __version__
 from blobstore.errors import (
     ConfigError,
     IncompatibleStoreError,
@@ -29,6 +28,7 @@ from blobstore.errors import (
 from blobstore.keys import random_id
 from blobstore.protocols import MetadataBackend, ObjectStore
 from blobstore.registry import load, metadata_backends, object_stores
+from blobstore.version import __version__
 
 FORMAT = 1
 DESCRIPTION = "blobstore.json"

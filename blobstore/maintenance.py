@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from blobstore.commit import now_us
-from blobstore.entry import Blob
+from blobstore.entry import Blob, now_us
 from blobstore.errors import IntegrityError, InvalidInputError, KeyNotFoundError
 from blobstore.keys import is_location
 from blobstore.protocols import MetadataBackend, ObjectStore

@@ -25,7 +25,16 @@ from blobstore.errors import (
     NotSupportedError,
 )
 from blobstore.query import Query
-from blobstore.streams import Buffer, BytesSource, FileSource, Hasher, MemorySink, Sink, Source
+from blobstore.streams import (
+    Buffer,
+    BytesSource,
+    FileSource,
+    Hasher,
+    MemorySink,
+    Sink,
+    Source,
+    as_contiguous,
+)
 
 # --- object stores -------------------------------------------------------------------------------
 
@@ -240,7 +249,7 @@ class BlobBackend(ObjectStore):
 
     def put(self, key: str, data: Buffer) -> None:
         """Write a blob."""
-        self.write_blob(key, bytes(data))
+        self.write_blob(key, bytes(as_contiguous(data)))
 
     def delete(self, key: str) -> None:
         """Remove a blob."""
@@ -255,7 +264,10 @@ class BlobBackend(ObjectStore):
 
     def open(self, key: str) -> BinaryIO:
         """Open a blob for reading."""
-        return self.read_blob_stream(key)
+        try:
+            return self.read_blob_stream(key)
+        except (FileNotFoundError, KeyError) as exc:
+            raise KeyNotFoundError(f"there is no blob {key!r}", location=key) from exc
 
     def writer(self, key: str, size_hint: int | None = None) -> Sink:
         """Gather a blob in memory and give it to `write_blob`."""

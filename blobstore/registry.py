@@ -85,6 +85,7 @@ class Registry(Generic[T]):
         self._interface = interface
         self._builtin = dict(builtin)
         self._registered: dict[str, type[T]] = {}
+        self._offered: dict[str, str] | None = None
         self._lock = threading.Lock()
 
     def register(self, name: str, implementation: type[T]) -> None:
@@ -141,6 +142,12 @@ class Registry(Generic[T]):
             )
 
     def _entry_points(self) -> dict[str, str]:
+        """What installed packages offer; looked up once, which takes some 10 ms."""
+        if self._offered is None:
+            self._offered = self._find_entry_points()
+        return self._offered
+
+    def _find_entry_points(self) -> dict[str, str]:
         from importlib.metadata import entry_points  # slow to import, seldom needed
 
         found: dict[str, str] = {}

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO, Literal, Self
 
 from blobstore import codecs, digest, folder, maintenance
 from blobstore import metadata as _metadata
-from blobstore.commit import Committer, Request, WritePolicy, now_us
-from blobstore.entry import Entry
+from blobstore.commit import Committer, Request, WritePolicy
+from blobstore.entry import Entry, now_us
 from blobstore.errors import (
     ClosedError,
     ConfigError,

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
-from blobstore.errors import KeyNotFoundError, from_os_error
+from blobstore.errors import InvalidInputError, KeyNotFoundError, from_os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,41 @@ Buffer = bytes | bytearray | memoryview
 
 CHUNK = 1 << 20
 """Bytes moved at a time where a stream is copied."""
+
+
+def as_contiguous(data: Buffer) -> bytes | memoryview:
+    """Show `data` as one run of bytes, without a copy where that can be.
+
+    Parameters
+    ----------
+    data : bytes-like
+        `bytes`, `bytearray`, `memoryview` of any shape, or what else has the buffer protocol.
+
+    Raises
+    ------
+    InvalidInputError
+        It is no buffer: a `str` has no bytes before it is encoded, an `int` would be a length.
+
+    Examples
+    --------
+    >>> bytes(as_contiguous(memoryview(b"abcdef")[::2]))
+    b'ace'
+    """
+    if type(data) is bytes:
+        return data
+    try:
+        view = memoryview(data)
+    except TypeError as exc:
+        raise InvalidInputError(
+            f"an object store keeps bytes, not {type(data).__name__}: encode it first, "
+            "for instance text.encode()"
+        ) from exc
+    if view.ndim == 1 and view.itemsize == 1 and view.contiguous:
+        return view
+    try:
+        return view.cast("B")
+    except (TypeError, ValueError):  # gaps, structured items, or no items at all
+        return view.tobytes()
 
 
 class Hasher(Protocol):
@@ -101,7 +136,7 @@ class MemorySink(Sink):
 
     def write(self, data: Buffer, /) -> int:
         """Append a copy of the bytes."""
-        chunk = bytes(data)
+        chunk = bytes(as_contiguous(data))
         self._chunks.append(chunk)
         return len(chunk)
 
@@ -151,7 +186,7 @@ class HashingSink(Sink):
 
     def write(self, data: Buffer, /) -> int:
         """Hash the bytes and hand them on."""
-        view = memoryview(data).cast("B") if not isinstance(data, bytes) else data
+        view = as_contiguous(data)
         self._hasher.update(view)
         self.size += len(view)
         return self._inner.write(view)
@@ -286,11 +321,15 @@ class FileSource(Source):
 
     @contextlib.contextmanager
     def path(self) -> Iterator[Path]:
-        """Lend the file itself; `KeyNotFoundError` if the block fails because it was unlinked."""
+        """Lend the file, on Linux by a name that survives its deletion.
+
+        Elsewhere a block that fails because the file was unlinked ends in `KeyNotFoundError`.
+        """
+        held = Path(f"/proc/self/fd/{self._file.fileno()}")
         try:
-            yield self._path
+            yield held if held.exists() else self._path
         except Exception as exc:
-            if self._path.exists():
+            if held.exists() or self._path.exists():
                 raise
             raise KeyNotFoundError(
                 f"{self._path} was removed while it was read", location=self._path.name

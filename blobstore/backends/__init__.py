@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from blobstore.registry import load
+
 if TYPE_CHECKING:
     from blobstore.backends.blob.filesystem import FilesystemBlobBackend as FilesystemBlobBackend
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
@@ -14,21 +16,21 @@ if TYPE_CHECKING:
     from blobstore.protocols import MetadataBackend as MetadataBackend
     from blobstore.protocols import ObjectStore as ObjectStore
 
-__all__ = [
-    "BlobBackend",
-    "DictStore",
-    "FilesystemBlobBackend",
-    "FilesystemStore",
-    "JsonBackend",
-    "MetadataBackend",
-    "ObjectStore",
-    "SqlBackend",
-]
+_HOME = {
+    "BlobBackend": "blobstore.protocols",
+    "DictStore": "blobstore.backends.blob.memory",
+    "FilesystemBlobBackend": "blobstore.backends.blob.filesystem",
+    "FilesystemStore": "blobstore.backends.blob.filesystem",
+    "JsonBackend": "blobstore.backends.metadata.json",
+    "MetadataBackend": "blobstore.protocols",
+    "ObjectStore": "blobstore.protocols",
+    "SqlBackend": "blobstore.backends.metadata.sql",
+}
+
+__all__ = [*_HOME]  # noqa: PLE0604 - strings, by construction
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import blobstore
-
-    return getattr(blobstore, name)
+    return load(f"{_HOME[name]}:{name}")

@@ -1,0 +1,1 @@
+"""How fast blobstore is beside its peers, measured in one run: ``python -m benchmarks``."""

@@ -1,0 +1,131 @@
+"""What blobstore sets out to reach, held against what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.data import MIB
+from benchmarks.results import Results
+
+Figure = Callable[[Results], float | None]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A figure, and what it should be at least (or, if `at_most`, at most)."""
+
+    workload: str
+    text: str
+    figure: Figure
+    target: float
+    at_most: bool = False
+    unit: str = "x"
+
+    def met(self, figure: float) -> bool:
+        return figure <= self.target if self.at_most else figure >= self.target
+
+
+def _speed(workload: str, part: str, contender: str, reference: str) -> Figure:
+    return lambda results: results.speed(workload, contender, part, reference)
+
+
+def _rate(workload: str, part: str, nbytes: int) -> Figure:
+    """GB/s."""
+
+    def figure(results: Results) -> float | None:
+        seconds = results.seconds(workload, "blobstore", part)
+        return None if seconds is None else nbytes / seconds / 1e9
+
+    return figure
+
+
+def _microseconds(workload: str, part: str) -> Figure:
+    def figure(results: Results) -> float | None:
+        seconds = results.seconds(workload, "blobstore", part)
+        return None if seconds is None else seconds * 1e6
+
+    return figure
+
+
+def _fact_ratio(workload: str, contender: str, above: str, below: str) -> Figure:
+    def figure(results: Results) -> float | None:
+        over = results.fact(workload, contender, above)
+        under = results.fact(workload, contender, below)
+        return over / under if over is not None and under else None
+
+    return figure
+
+
+def _peak_ratio(workload: str, part: str) -> Figure:
+    """Peak memory above what was there before, per byte of the value."""
+
+    def figure(results: Results) -> float | None:
+        peak = results.peak(workload, "blobstore", part)
+        raw = results.fact(workload, "blobstore", "raw")
+        return peak / raw if peak is not None and raw else None
+
+    return figure
+
+
+def _peak_beyond(workload: str, part: str, values: int) -> Figure:
+    """Peak memory in MiB beyond so many times the value itself."""
+
+    def figure(results: Results) -> float | None:
+        peak = results.peak(workload, "blobstore", part)
+        raw = results.fact(workload, "blobstore", "raw")
+        return (peak - values * raw) / MIB if peak is not None and raw else None
+
+    return figure
+
+
+def _memory(kind: str, put: float, get: float) -> list[Aim]:
+    name = f"memory {kind}"
+    return [
+        Aim(name, "put: peak above the value, per its size", _peak_ratio(name, "put"), put, at_most=True),
+        Aim(name, "get: peak, result included, per its size", _peak_ratio(name, "get"), get, at_most=True),
+    ]  # fmt: skip
+
+
+def _bounded(kind: str, copies: int = 0) -> list[Aim]:
+    name = f"memory {kind}"
+    beyond = " beyond one copy" if copies else ""
+    return [
+        Aim(name, f"put adds{beyond}", _peak_beyond(name, "put", copies), 64, at_most=True, unit="MiB"),
+        Aim(name, "get adds beyond the result", _peak_beyond(name, "get", 1), 64, at_most=True, unit="MiB"),
+    ]  # fmt: skip
+
+
+WITHIN_TEN_PERCENT = 1 / 1.1
+
+AIMS = (
+    Aim("small", "put, as fast as diskcache", _speed("small", "put", "blobstore", "diskcache"), 1.0),
+    Aim("small", "get, half of diskcache's rate", _speed("small", "get", "blobstore", "diskcache"), 0.5),
+    Aim("small", "get, then diskcache's own rate", _speed("small", "get", "blobstore", "diskcache"), 1.0),
+    Aim("frame", "put lz4, within 10 % of to_parquet", _speed("frame", "put", "blobstore", "parquet lz4"), WITHIN_TEN_PERCENT),
+    Aim("frame", "get lz4, within 10 % of read_parquet", _speed("frame", "get", "blobstore", "parquet lz4"), WITHIN_TEN_PERCENT),
+    Aim("frame", "put zstd, within 10 % of to_parquet", _speed("frame", "put", "blobstore zstd", "parquet zstd"), WITHIN_TEN_PERCENT),
+    Aim("frame", "get zstd, within 10 % of read_parquet", _speed("frame", "get", "blobstore zstd", "parquet zstd"), WITHIN_TEN_PERCENT),
+    Aim("frozen", "stored, per (one and the changes)", _fact_ratio("frozen", "blobstore shared", "stored", "one and changes"), 1.25, at_most=True),
+    Aim("frozen", "save, 3 x as fast as np.savez", _speed("frozen", "save", "blobstore shared", "np.savez"), 3.0),
+    Aim("frozen", "save, 3 x as fast as torch.save", _speed("frozen", "save", "blobstore shared", "torch.save"), 3.0),
+    *_bounded("noise"),
+    *_bounded("compressible"),
+    *_bounded("strided", copies=1),
+    *_memory("noise", 1.3, 1.6),
+    *_memory("compressible", 1.3, 1.6),
+    *_memory("object", 2.3, 2.6),
+    *_memory("frame", 2.3, 3.2),
+)  # fmt: skip
+
+_ARRAY = 8 * MIB
+ELSEWHERE = (
+    Aim("small", "put, 5 x cacheness (340 us)", _microseconds("small", "put"), 68, at_most=True, unit="us"),
+    Aim("small", "get, 20 x cacheness (467 us)", _microseconds("small", "get"), 23.4, at_most=True, unit="us"),
+    Aim("array noise", "put, 1.5 x cacheness (0.6 GB/s)", _rate("array noise", "put", _ARRAY), 0.9, unit="GB/s"),
+    Aim("array noise", "get, 1.5 x cacheness (1.4 GB/s)", _rate("array noise", "get", _ARRAY), 2.1, unit="GB/s"),
+    Aim("array compressible", "put, 1.5 x cacheness (1.2 GB/s)", _rate("array compressible", "put", _ARRAY), 1.8, unit="GB/s"),
+    Aim("array compressible", "get, 1.5 x cacheness (1.4 GB/s)", _rate("array compressible", "get", _ARRAY), 2.1, unit="GB/s"),
+)  # fmt: skip
+"""Against a peer that no package index has, whose figures were taken on one machine: a hint, where
+the others are ratios within one run."""

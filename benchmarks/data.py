@@ -1,0 +1,98 @@
+"""What is stored: values, arrays, frames and checkpoints, the same ones in every process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIB = 1 << 20
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Model:
+    """An object of a user's own class, with a large array in it."""
+
+    name: str
+    weights: Array
+
+
+def small_value(number: int) -> dict[str, Any]:
+    """About 1 KB when pickled: the configuration and scores of one training run."""
+    rng = np.random.default_rng(number)
+    return {
+        "id": number,
+        "name": f"experiment {number}",
+        "optimizer": {"name": "adam", "lr": 0.001, "betas": [0.9, 0.999]},
+        "losses": rng.random(60).tolist(),
+        "notes": rng.bytes(128).hex(),
+    }
+
+
+def small_metadata(number: int) -> dict[str, Any]:
+    return {"accuracy": number / 10_000, "model": f"m{number % 7}", "epoch": number}
+
+
+def small_keys(count: int) -> list[str]:
+    """A hundred keys for each prefix, in an order that is not theirs."""
+    keys = [f"run-{number // 100:03d}/item-{number:05d}" for number in range(count)]
+    np.random.default_rng(1).shuffle(keys)
+    return keys
+
+
+def array(kind: str, nbytes: int, seed: int = 0) -> Array:
+    """Make an array: "noise" does not shrink, "compressible" to about an eighth, "weights" hardly."""
+    rng = np.random.default_rng(seed)
+    if kind == "noise":
+        return rng.integers(0, 2**63, nbytes // 8, dtype=np.int64)
+    if kind == "weights":
+        return rng.standard_normal(nbytes // 4, dtype=np.float32) * np.float32(0.02)
+    return np.cumsum(rng.integers(0, 3, nbytes // 8, dtype=np.int64))
+
+
+def frame(rows: int, seed: int = 0) -> pd.DataFrame:
+    """What tables are made of: ids, measurements, a time, a flag, and text that repeats."""
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    cities = np.array(
+        ["Lisbon", "Oslo", "Kraków", "Nairobi", "Osaka", "Lima", "Perth"], dtype=object
+    )
+    return pd.DataFrame(
+        {
+            "id": np.arange(rows),
+            "x": rng.standard_normal(rows),
+            "y": rng.standard_normal(rows, dtype=np.float32),
+            "price": rng.integers(100, 99_900, rows) / 100,
+            "count": rng.integers(0, 50, rows),
+            "at": pd.Timestamp("2026-01-01")
+            + pd.to_timedelta(rng.integers(0, 10**7, rows), unit="s"),
+            "flag": rng.random(rows) < 0.3,
+            "city": cities[rng.integers(0, len(cities), rows)],
+        }
+    )
+
+
+def frame_bytes(value: pd.DataFrame) -> int:
+    return int(value.memory_usage(deep=True).sum())
+
+
+def frame_of(nbytes: int) -> pd.DataFrame:
+    """Make a frame of about so many bytes in memory."""
+    return frame(nbytes * 10_000 // frame_bytes(frame(10_000)))
+
+
+def checkpoint(tensors: int, nbytes: int) -> dict[str, Array]:
+    return {f"layer{number}.weight": array("weights", nbytes, number) for number in range(tensors)}
+
+
+def train(state: dict[str, Array], step: int) -> None:
+    """Change one of the arrays, all of it; the others are frozen."""
+    changing = next(reversed(state))
+    state[changing] = array("weights", state[changing].nbytes, 1000 + step)

@@ -1,0 +1,122 @@
+"""The tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from benchmarks.aims import AIMS, ELSEWHERE, Aim
+from benchmarks.contenders import CONTENDERS
+from benchmarks.data import MIB
+from benchmarks.results import Results
+from benchmarks.workloads import Workload
+
+GAP = "  "
+
+
+def table(workload: Workload, results: Results) -> str:
+    """Render a workload: for each part the time and the speed beside the reference, then memory and bytes."""
+    name = workload.name
+    parts = next((p for c in workload.contenders if (p := results.parts(name, c))), [])
+    header = [f"{name}", *(cell for part in parts for cell in (part, "x")),
+              *(["peak put", "peak get"] if _is_memory(workload) else ["peak"]), "stored"]  # fmt: skip
+    rows, problems = [], []
+    for contender in workload.contenders:
+        if problem := results.problem(name, contender):
+            problems.append(f"  {contender}: {problem}")
+            continue
+        rows.append(_row(workload, contender, parts, results))
+    count = len(results.rounds(name, workload.reference))
+    title = (
+        f"{workload.title} (median of {count} round{'s' * (count != 1)}; x: times as fast as "
+        f"{workload.reference}; peak: memory on top of what was there)"
+    )
+    return "\n".join([title, *_aligned([header, *rows]), *problems])
+
+
+def _row(workload: Workload, contender: str, parts: list[str], results: Results) -> list[str]:
+    name = workload.name
+    raw = results.fact(name, contender, "raw")
+    times = []
+    for part in parts:
+        speed = results.speed(name, contender, part, workload.reference)
+        times += [_time(results.seconds(name, contender, part)), _number(speed, ".2f")]
+    peaks = [_memory(results.peak(name, contender, part), raw) for part in parts]
+    if not _is_memory(workload):
+        highest = max((results.peak(name, contender, part) or 0 for part in parts), default=None)
+        peaks = [_memory(highest, None)]
+    return [contender, *times, *peaks, _stored(results.fact(name, contender, "stored"), raw, name)]
+
+
+def _is_memory(workload: Workload) -> bool:
+    return workload.name.startswith("memory")
+
+
+def _memory(peak: float | None, raw: float | None) -> str:
+    if peak is None:
+        return "-"
+    text = f"{peak / MIB:.0f} MiB"
+    return f"{text} ({peak / raw:.2f})" if raw else text
+
+
+def _stored(stored: float | None, raw: float | None, workload: str) -> str:
+    if stored is None:
+        return "-"
+    text = f"{stored / MIB:.1f} MiB"
+    return f"{text} ({stored / raw:.2f})" if raw and workload != "small" else text
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _aligned(rows: list[list[str]], left: int = 1) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        GAP.join(
+            cell.ljust(width) if number < left else cell.rjust(width)
+            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * max(map(len, lines)))
+    return lines
+
+
+def aims(results: Results, workloads: Iterable[str]) -> str:
+    """Hold each aim of the workloads that ran against its measured figure."""
+    ran = set(workloads)
+    lines = _aims([aim for aim in AIMS if aim.workload in ran], results)
+    hints = _aims([aim for aim in ELSEWHERE if aim.workload in ran], results)
+    out = ["Aims" + (" (--quick: smaller sizes, a hint at most)" if results.quick else ""), *lines]
+    if hints:
+        out += ["", "Beside figures of cacheness from another machine (a hint at most)", *hints]
+    return "\n".join(out)
+
+
+def _aims(chosen: list[Aim], results: Results) -> list[str]:
+    rows = [["workload", "what", "aim", "measured", "verdict"]]
+    for aim in chosen:
+        figure = aim.figure(results)
+        verdict = "not measured" if figure is None else "met" if aim.met(figure) else "MISSED"
+        sign = "<=" if aim.at_most else ">="
+        rows.append(
+            [aim.workload, aim.text, f"{sign} {aim.target:.3g} {aim.unit}",
+             "-" if figure is None else f"{figure:.2f} {aim.unit}", verdict]
+        )  # fmt: skip
+    return _aligned(rows, left=2) if chosen else []
+
+
+def notes(workloads: Iterable[Workload]) -> str:
+    """Say what to know about the contenders that took part."""
+    said: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for workload in workloads for name in workload.contenders):
+        said.setdefault(CONTENDERS[name].note, []).append(name)
+    lines = [f"  {', '.join(names)}: {note}" for note, names in said.items() if note]
+    common = "  all: page cache warm; none is asked to sync to disk (SQLite in WAL mode does at checkpoints)"
+    return "\n".join(["Notes", common, *lines])

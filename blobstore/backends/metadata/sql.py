@@ -1,0 +1,590 @@
+"""The index in an SQL database: SQLite for now.
+
+What is said once in SQL is said in `schema`, what differs between databases in `dialects`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import sqlalchemy as sa
+
+from blobstore.backends.metadata.connections import Kept, Pool
+from blobstore.backends.metadata.dialects import dialect_for
+from blobstore.backends.metadata.schema import (
+    MIGRATIONS,
+    Row,
+    blob_of,
+    blob_values,
+    blobs,
+    ensure_store_id,
+    entries,
+    entry_columns,
+    entry_of,
+    migrate,
+    parts,
+    put_values,
+    read_meta,
+    schema_version,
+    statements_for,
+    stored,
+    with_parts,
+)
+from blobstore.backends.metadata.transaction import CHUNK, Transaction, chunks, entries_of
+from blobstore.entry import Blob, Entry, EntryDraft
+from blobstore.errors import (
+    IncompatibleStoreError,
+    IntegrityError,
+    InvalidInputError,
+    NotSupportedError,
+    UnavailableError,
+)
+from blobstore.keys import successor
+from blobstore.protocols import (
+    CommitResult,
+    MetadataBackend,
+    Operation,
+    Put,
+)
+from blobstore.query import Query, matches_metadata
+
+T = TypeVar("T")
+
+_PAGE = 500
+_KEY_PAGE = 5000
+_TRIES = 100
+
+
+class SqlBackend(MetadataBackend):
+    """The index in an SQL database.
+
+    Parameters
+    ----------
+    url : str or path
+        An SQLAlchemy URL (``sqlite:////folder/index.db``), or the path of an SQLite file. It is
+        made if there is none; a relative path is fixed now.
+    namespace : str
+        Stores of different namespaces share a database and nothing else.
+    fsync : bool
+        Whether a commit survives a power cut as soon as it returns.
+    readonly : bool
+        Change nothing, make no file, and need no permission to.
+    timeout : float
+        Seconds to wait for another writer before `UnavailableError`.
+
+    Raises
+    ------
+    IncompatibleStoreError
+        The database belongs to another program, or to a newer version of this one.
+    IntegrityError
+        It is damaged, or no database at all.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> index = SqlBackend(folder.name + "/index.db")
+    >>> index.get("model") is None
+    True
+    >>> index.close()
+    >>> folder.cleanup()
+    """
+
+    inline_max_bytes = 8192
+
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        *,
+        namespace: str = "default",
+        fsync: bool = False,
+        readonly: bool = False,
+        timeout: float = 60.0,
+    ) -> None:
+        if not namespace or "\0" in namespace:
+            raise InvalidInputError(f"a namespace is a non-empty str, not {namespace!r}")
+        self._dialect = dialect_for(url, fsync=fsync, readonly=readonly, timeout=timeout)
+        self._sql = statements_for(self._dialect)
+        self._namespace = namespace
+        self._readonly = readonly
+        self._timeout = timeout
+        self._fsync = fsync
+        self._dialect.prepare()
+        self._pool = Pool(self._dialect)
+        # Whoever forgets to close gets no warning, but also leaves no connection behind.
+        weakref.finalize(self, self._pool.close)
+        try:
+            self._store_id = self._open()
+        except BaseException:
+            self._pool.close()
+            raise
+
+    @classmethod
+    def for_folder(cls, directory: Path, *, fsync: bool = False, readonly: bool = False) -> Self:
+        """Open or make the index of a BlobStore: ``cache_metadata.db`` in its folder."""
+        return cls(directory / "cache_metadata.db", fsync=fsync, readonly=readonly)
+
+    def _open(self) -> str:
+        """Migrate if need be; returns the store id of the namespace."""
+        place = self._dialect.place
+
+        def look(kept: Kept) -> tuple[int, str | None]:
+            version = schema_version(kept.connection, place)
+            return version, read_meta(kept.connection, self._namespace, "store_id")
+
+        def settle(kept: Kept) -> str:
+            version = schema_version(kept.connection, place)
+            if version < MIGRATIONS[-1].number:
+                migrate(kept.connection, version)
+            ensure_store_id(kept.connection, self._namespace)
+            return str(read_meta(kept.connection, self._namespace, "store_id"))
+
+        version, store_id = self._read(look, "opening")
+        if version == MIGRATIONS[-1].number and store_id is not None:
+            return store_id
+        if self._readonly:
+            raise IncompatibleStoreError(
+                f"the index {place} has schema version {version} and the store id {store_id} in "
+                f"the namespace {self._namespace!r}: open it for writing once, to bring it up to date"
+            )
+        return self._write(settle, "migrating")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options = {
+            "namespace": self._namespace,
+            "fsync": self._fsync,
+            "readonly": self._readonly,
+            "timeout": self._timeout,
+        }
+        return _rebuild, (type(self), self._dialect.place, options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._dialect.place!r}, namespace={self._namespace!r})"
+
+    @property
+    def store_id(self) -> str:
+        """32 hexadecimal digits, made once with the index and never changed."""
+        return self._store_id
+
+    # --- reading ---------------------------------------------------------------------------------
+
+    def get(self, key: str) -> Entry | None:
+        """The entry of a key, or None."""
+        if self._readonly:
+            return self.get_many((key,)).get(key)
+        # Written out rather than through `_read`: most of what a store does is this.
+        pool = self._pool
+        try:
+            kept = pool.idle.pop()
+        except IndexError:
+            kept = pool.acquire()
+        try:
+            rows = kept.driver.execute(self._sql.get, (self._namespace, key)).fetchall()
+        except self._dialect.errors as exc:
+            raise self._dialect.translate(
+                exc, f"reading {key!r} from {self._dialect.place}"
+            ) from exc
+        except UnicodeEncodeError:  # a lone surrogate, which no key has
+            return None
+        finally:
+            pool.idle.append(kept)
+            if pool.closed:
+                pool.close()
+        return entry_of(rows) if rows else None
+
+    def get_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The entries of those keys that exist."""
+        found: dict[str, Entry] = {}
+        for some in chunks(filter(_encodable, keys), CHUNK):
+            rows = self._rows(self._sql.get_many, self._namespace, self._dialect.strings(some))
+            found.update((entry.key, entry) for entry in entries_of(rows))
+        return found
+
+    def scan(self, query: Query) -> Iterator[Entry]:
+        """Entries that match, in the order of their keys, read page by page."""
+        head = [entries.c[column.name] for column in entries.columns]
+
+        def page(chosen: sa.Select[Any]) -> list[Entry]:
+            inner = chosen.with_only_columns(*head).subquery("page")
+            statement = (
+                sa.select(*entry_columns(inner))
+                .select_from(with_parts(inner))
+                .order_by(inner.c.key, parts.c.position)
+            )
+            rows = self._read(lambda kept: kept.connection.execute(statement).all(), "listing")
+            return list(entries_of(rows))
+
+        return self._pages(query, page, lambda e: (e.key, e.metadata_text), _PAGE)
+
+    def keys(self, query: Query) -> Iterator[str]:
+        """Keys that match, in order."""
+        wanted = [entries.c.key, *([entries.c.metadata] if query.equal else [])]
+
+        def page(chosen: sa.Select[Any]) -> list[Row]:
+            statement = chosen.with_only_columns(*wanted)
+            rows = self._read(lambda kept: kept.connection.execute(statement).all(), "listing")
+            return [tuple(row) for row in rows]
+
+        size = _PAGE if query.equal else _KEY_PAGE
+        return (row[0] for row in self._pages(query, page, lambda row: (row[0], row[-1]), size))
+
+    def count(self, query: Query) -> int:
+        """How many entries match."""
+        if query.equal:
+            return sum(1 for _ in self.keys(query))
+        chosen = self._chosen(query, query.after)
+        if chosen is None:
+            return 0
+        statement = chosen.with_only_columns(sa.func.count())
+        total = self._read(
+            lambda kept: int(kept.connection.execute(statement).scalar_one()), "counting"
+        )
+        return total if query.limit is None else min(total, max(query.limit, 0))
+
+    def _pages(
+        self,
+        query: Query,
+        read: Callable[[sa.Select[Any]], list[T]],
+        facts: Callable[[T], tuple[str, str]],
+        size: int,
+    ) -> Iterator[T]:
+        """Read selected rows a page at a time, each going on above the last key of the one before.
+
+        `facts` tells the key and the metadata of what `read` gives.
+        """
+        after, left = query.after, query.limit
+        while left is None or left > 0:
+            # With a filter the database only narrows down, so a page may yield less than it reads.
+            count = size if left is None or query.equal else min(size, left)
+            chosen = self._chosen(query, after)
+            if chosen is None:
+                return
+            page = read(chosen.order_by(entries.c.key).limit(count))
+            for item in page:
+                if query.equal and not matches_metadata(query.equal, facts(item)[1]):
+                    continue
+                yield item
+                if left is not None:
+                    left -= 1
+                    if left == 0:
+                        return
+            if len(page) < count:
+                return
+            after = facts(page[-1])[0]
+
+    def _chosen(self, query: Query, after: str | None) -> sa.Select[Any] | None:
+        """Select a superset of what matches, with all values bound; None if nothing can match."""
+        chosen = sa.select(entries.c.key).where(entries.c.namespace == self._namespace)
+        if query.prefix:
+            if not _encodable(query.prefix):
+                return None
+            chosen = chosen.where(entries.c.key >= query.prefix)
+            end = successor(query.prefix)
+            if end is not None:
+                chosen = chosen.where(entries.c.key < end)
+        if after is not None:
+            chosen = chosen.where(_above(after))
+        for name, value in query.equal.items():
+            chosen = chosen.where(self._dialect.may_equal(entries.c.metadata, name, value))
+        return chosen
+
+    # --- committing ------------------------------------------------------------------------------
+
+    def commit(self, operations: Sequence[Operation], commit_id: str) -> CommitResult:
+        """Apply operations in order, all or nothing."""
+        if len(operations) == 1 and type(put := operations[0]) is Put:
+            found = put.draft.parts
+            if len(found) == 1 and found[0].payload is not None:
+                text = None
+                if put.expected == "any":
+                    text = self._sql.put_inline
+                elif put.expected == "absent":
+                    text = self._sql.add_inline
+                if text is not None:
+                    done = self._commit_inline(text, put.draft, commit_id)
+                    if done is not None:
+                        return done
+
+        def work(kept: Kept) -> CommitResult:
+            commit = Transaction(kept, self._dialect, self._sql, self._namespace, commit_id)
+            return commit.run(operations)
+
+        return self._write(work, "committing to", keep=lambda result: not result.missing)
+
+    def _commit_inline(self, text: str, draft: EntryDraft, commit_id: str) -> CommitResult | None:
+        """Put one small object in one statement; None if that is not enough here."""
+        values = put_values(self._namespace, draft, commit_id)
+        pool = self._pool
+        self._check_writable()
+        try:
+            kept = pool.idle.pop()
+        except IndexError:
+            kept = pool.acquire()
+        try:
+            self._lock()
+            try:
+                row = kept.driver.execute(text, values).fetchone()
+            finally:
+                pool.writing.release()
+        except self._dialect.errors as exc:
+            what = f"storing {draft.key!r} in {self._dialect.place}"
+            raise self._dialect.translate(exc, what) from exc
+        finally:
+            pool.idle.append(kept)
+            if pool.closed:
+                pool.close()
+        if row is None:
+            return None
+        return CommitResult((stored(draft, commit_id, row),))
+
+    # --- blobs -----------------------------------------------------------------------------------
+
+    def find_digests(self, digests: Iterable[str]) -> dict[str, Blob]:
+        """Live blobs by digest: a hint, true at commit or reported there as missing."""
+        found: dict[str, Blob] = {}
+        for some in chunks(filter(_encodable, digests), CHUNK):
+            names = self._dialect.strings(some)
+            rows = self._rows(self._sql.blobs_by_digest, names, self._namespace)
+            found.update((str(blob.digest), blob) for blob in map(blob_of, rows))
+        return found
+
+    def blobs(self) -> Iterator[Blob]:
+        """All blobs that the index knows: live, condemned and pending."""
+        last = ""
+        while page := self._rows(self._sql.blob_page, self._namespace, last, CHUNK):
+            yield from map(blob_of, page)
+            last = page[-1][0]
+
+    def known(self, locations: Iterable[str]) -> set[str]:
+        """Those of the locations that the index has a blob row for, in whatever state."""
+        found: set[str] = set()
+        for some in chunks(filter(_encodable, locations), CHUNK):
+            names = self._dialect.strings(some)
+            found.update(row[0] for row in self._rows(self._sql.blobs_at, self._namespace, names))
+        return found
+
+    def announce(self, blobs: Iterable[Blob]) -> None:
+        """Enter blobs as pending before they are written, for stores that cannot list."""
+        pending = sorted(blobs, key=lambda blob: blob.location)
+        values = [
+            blob_values(self._namespace, replace(blob, state="pending", condemned_us=None))
+            for blob in pending
+        ]
+        if values:
+            self._write(
+                lambda kept: kept.driver.cursor().executemany(self._sql.add_blob, values),
+                "announcing blobs to",
+            )
+
+    def condemn(self, locations: Iterable[str], now_us: int) -> list[str]:
+        """Mark locations as condemned, those that no entry refers to; unknown ones are entered."""
+        wanted = list(dict.fromkeys(locations))
+        if not wanted:
+            return []
+        sql, namespace = self._sql, self._namespace
+
+        def work(kept: Kept) -> set[str]:
+            run = kept.driver.execute
+            done: set[str] = set()
+            for some in chunks(sorted(wanted), CHUNK):
+                unknown = [blob_values(namespace, _unknown(name, now_us)) for name in some]
+                kept.driver.cursor().executemany(sql.add_blob, unknown)
+                names = self._dialect.strings(some)
+                run(sql.condemn_unused, (now_us, namespace, names))
+                done.update(row[0] for row in run(sql.condemned_at, (namespace, names)).fetchall())
+            return done
+
+        condemned = self._write(work, "condemning blobs in")
+        return [name for name in wanted if name in condemned]
+
+    def condemned(self) -> list[Blob]:
+        """Blobs whose bytes are to be deleted, or already were."""
+        return [blob_of(row) for row in self._rows(self._sql.condemned, self._namespace)]
+
+    def forget(self, locations: Iterable[str]) -> None:
+        """Drop condemned rows."""
+        wanted = sorted(set(locations))
+
+        def work(kept: Kept) -> None:
+            for some in chunks(wanted, CHUNK):
+                names = self._dialect.strings(some)
+                kept.driver.execute(self._sql.forget, (self._namespace, names))
+
+        if wanted:
+            self._write(work, "forgetting blobs in")
+
+    # --- upkeep ----------------------------------------------------------------------------------
+
+    def sync(self) -> None:
+        """Return once all commits so far would survive a power cut."""
+        self._pool.release(self._pool.acquire())  # a closed index says so
+        self._dialect.sync()
+
+    def check(self) -> list[str]:
+        """Look for damage in the index itself; one line for each problem."""
+        try:
+            return self._read(self._problems, "checking")
+        except IntegrityError as exc:
+            return [str(exc)]
+
+    def _problems(self, kept: Kept) -> list[str]:
+        found = self._dialect.check(kept)
+        for statement, line in _CHECKS:
+            rows = kept.connection.execute(statement, {"namespace": self._namespace})
+            found += [line.format(*row) for row in rows]
+        return found
+
+    def stats(self) -> Mapping[str, Any]:
+        """Facts about the index: its kind, place, schema version."""
+        place = self._dialect.place
+        version = self._read(lambda kept: schema_version(kept.connection, place), "looking at")
+        return {
+            "kind": self._dialect.kind,
+            "place": place,
+            "namespace": self._namespace,
+            "schema_version": version,
+            **self._dialect.stats(),
+        }
+
+    def close(self) -> None:
+        """Let go of files and connections. Calling it again does nothing."""
+        self._pool.close()
+
+    # --- connections -----------------------------------------------------------------------------
+
+    def _rows(self, text: str, *values: Any) -> list[Row]:
+        rows: list[Row] = self._read(
+            lambda kept: kept.driver.execute(text, values).fetchall(), "reading"
+        )
+        return rows
+
+    def _read(self, work: Callable[[Kept], T], doing: str) -> T:
+        """Run one statement or more on a connection, again if what it showed was out of date."""
+        for _ in range(_TRIES):
+            kept = self._pool.acquire()
+            try:
+                result = work(kept)
+            except self._dialect.errors as exc:
+                if self._dialect.current(kept):
+                    what = f"{doing} the index {self._dialect.place}"
+                    raise self._dialect.translate(exc, what) from exc
+            else:
+                if self._dialect.current(kept):
+                    return result
+            finally:
+                self._pool.release(kept)
+        raise UnavailableError(
+            f"{doing} the index {self._dialect.place} failed: it changed {_TRIES} times meanwhile; "
+            "try again"
+        )
+
+    def _write(
+        self, work: Callable[[Kept], T], doing: str, keep: Callable[[T], bool] = lambda _: True
+    ) -> T:
+        """Do `work` in a transaction; `keep` tells from its result whether to commit."""
+        self._check_writable()
+        # First a connection, then the lock: who holds the lock must never wait for a fork.
+        kept = self._pool.acquire()
+        try:
+            self._lock()
+            try:
+                self._dialect.begin(kept)
+                result = work(kept)
+                if keep(result):
+                    kept.driver.execute("COMMIT")
+                return result
+            finally:
+                with contextlib.suppress(*self._dialect.errors):
+                    kept.driver.rollback()  # of nothing, if all went well
+                self._pool.writing.release()
+        except self._dialect.errors as exc:
+            what = f"{doing} the index {self._dialect.place}"
+            raise self._dialect.translate(exc, what) from exc
+        finally:
+            self._pool.release(kept)
+
+    def _lock(self) -> None:
+        if not self._pool.writing.acquire(timeout=self._timeout):
+            raise UnavailableError(
+                f"another thread has been writing to {self._dialect.place} for longer than the "
+                f"timeout of {self._timeout:g} s: try again"
+            )
+
+    def _check_writable(self) -> None:
+        if self._readonly:
+            raise NotSupportedError(
+                f"the index {self._dialect.place} was opened with readonly=True: open it anew "
+                "without that to change it"
+            )
+
+
+def _encodable(text: str) -> bool:
+    """Whether a database could hold the text; a lone surrogate is nowhere to be found."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _above(key: str) -> sa.ColumnElement[bool]:
+    """Whether an entry comes after `key` in the order of code points."""
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError as exc:
+        # No key has a surrogate, so what is above one is what is above all of them.
+        return entries.c.key >= key[: exc.start] + "\ue000"
+    return entries.c.key > key
+
+
+def _unknown(location: str, now_us: int) -> Blob:
+    return Blob(location, 0, "", "none", "", 1, None, "condemned", now_us, now_us)
+
+
+def _rebuild(cls: type[SqlBackend], place: str, options: dict[str, Any]) -> SqlBackend:
+    return cls(place, **options)
+
+
+_here: sa.BindParameter[str] = sa.bindparam("namespace")
+_CHECKS: tuple[tuple[sa.Select[Any], str], ...] = (
+    (
+        sa.select(parts.c.location, parts.c.entry_id)
+        .select_from(parts.outerjoin(entries, entries.c.id == parts.c.entry_id))
+        .where(parts.c.namespace == _here, entries.c.id.is_(None)),
+        "a part at {0!r} belongs to the entry {1}, which does not exist",
+    ),
+    (
+        sa.select(entries.c.key, parts.c.location, blobs.c.state)
+        .select_from(with_parts())
+        .where(
+            entries.c.namespace == _here,
+            parts.c.location.is_not(None),
+            sa.or_(blobs.c.state.is_(None), blobs.c.state != "live"),
+        ),
+        "the entry {0!r} refers to the blob {1!r}, which is not live (state {2!r})",
+    ),
+    (
+        sa.select(blobs.c.location).where(
+            blobs.c.namespace == _here,
+            blobs.c.state == "live",
+            ~sa.exists().where(
+                parts.c.namespace == blobs.c.namespace, parts.c.location == blobs.c.location
+            ),
+        ),
+        "the blob {0!r} is live, but no entry refers to it",
+    ),
+    (
+        sa.select(entries.c.key, entries.c.located, sa.func.count(parts.c.position))
+        .select_from(entries.outerjoin(parts, parts.c.entry_id == entries.c.id))
+        .where(entries.c.namespace == _here)
+        .group_by(entries.c.id, entries.c.key, entries.c.located)
+        .having(entries.c.located != sa.func.count(parts.c.position)),
+        "the entry {0!r} has {2} parts, but should have {1}",
+    ),
+)

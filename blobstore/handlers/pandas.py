@@ -1,0 +1,525 @@
+"""pandas: a `DataFrame` or `Series` as one Parquet file, equal when it comes back.
+
+Any tool reads the file: the columns have their names, types and values as Parquet has them, and
+the standard ``pandas`` metadata. What Parquet does not know (dtypes, indexes, categories, attrs) is
+JSON in the metadata ``blobstore``. A frame of which any part would come back otherwise is refused,
+and pickled. lz4, zstd and gzip are the codecs of Parquet; blosclz, which it does not have, is lz4.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from blobstore.codecs import MIN_SAVING
+from blobstore.digest import Canonical
+from blobstore.errors import (
+    BlobStoreError,
+    DecodeError,
+    InvalidInputError,
+    UnsupportedTypeError,
+    from_os_error,
+)
+from blobstore.handlers.arrow import update_blocks
+from blobstore.handlers.frame_columns import (
+    Builder,
+    Column,
+    ColumnType,
+    Facts,
+    NdArray,
+    NumpyType,
+    check_dtype,
+)
+from blobstore.handlers.frame_schema import (
+    check_index,
+    column_of,
+    decode_value,
+    encode_value,
+    inline_facts,
+    inline_index,
+    logical_facts,
+    restore_index,
+    stored_index,
+    stored_types,
+    type_of,
+)
+from blobstore.handlers.parquet_names import field_names, pandas_metadata
+from blobstore.protocols import (
+    Encoding,
+    Handler,
+    Plan,
+    PlannedPart,
+    StoredPart,
+    WriteOptions,
+)
+from blobstore.streams import Buffer, Hasher, Sink, Source
+
+FACTS_KEY = b"blobstore"
+
+_ROW_GROUP_BYTES = 64 << 20
+_READ_BYTES = 16 << 20
+_ROW_GROUP_ROWS = (1 << 14, 1 << 20)
+_MAX_FACTS = 32 << 20
+_SAMPLES = 4
+_SAMPLE_ROWS = 1024
+_DISTINCT = 0.9  # of the values of a sample: with more, no dictionary
+_SHOWN = 100
+_FEW_BLOCKS = 64
+_CODECS = {"lz4": "lz4", "blosclz": "lz4", "zstd": "zstd", "gzip": "gzip", "none": "none"}
+_TYPED = ("format", "columns", "types", "index")  # which a digest says in its own way
+_MALFORMED = (
+    pa.ArrowException,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class _Content:
+    """A frame or series taken apart; nothing large is copied but text that is not Arrow's."""
+
+    obj: Any
+    facts: Facts
+    columns: tuple[Column, ...]
+    names: tuple[str, ...]
+    rows: int
+
+    @cached_property
+    def facts_text(self) -> str:
+        return json.dumps(self.facts, separators=(",", ":"))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(column.nbytes for column in self.columns)
+
+    def logical(self) -> Any:
+        """All but the values, for a digest."""
+        obj = self.obj
+        series = isinstance(obj, pd.Series)
+        facts = {name: value for name, value in self.facts.items() if name not in _TYPED}
+        labels = None if series else logical_facts(obj.columns, self.facts["columns"], inline=True)
+        index = logical_facts(obj.index, self.facts["index"], inline=False)
+        types = [column.type.logical() for column in self.columns[: len(self.facts["types"])]]
+        levels = self.columns[len(types) :] if obj.index.nlevels == 1 else ()
+        return facts, labels, index, types, [column.type.logical() for column in levels]
+
+    def schema(self) -> pa.Schema:
+        fields = zip(self.names, self.columns, strict=True)
+        metadata = {b"pandas": pandas_metadata(self.facts, self.names, self.columns)}
+        return pa.schema(
+            [pa.field(name, column.type.arrow_type) for name, column in fields], metadata
+        )
+
+    def table(self, start: int, stop: int, schema: pa.Schema) -> pa.Table:
+        arrays = [column.rows(start, stop) for column in self.columns]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _take_apart(obj: pd.DataFrame | pd.Series[Any]) -> _Content:
+    """Find out all facts; what cannot be kept is found by dtype first, by value last."""
+    frame = obj if isinstance(obj, pd.DataFrame) else None
+    for dtype in (obj.dtype,) if isinstance(obj, pd.Series) else obj.dtypes:
+        check_dtype(dtype)
+    check_index(obj.index)
+    labels = {"name": encode_value(obj.name)} if isinstance(obj, pd.Series) else {}
+    if frame is not None:
+        labels = {"columns": inline_facts(frame.columns)}
+    attrs = encode_value(obj.attrs)
+    index_facts, index_columns = stored_index(obj.index)
+    count = 1 if frame is None else frame.shape[1]
+    arrays = (
+        (obj.array,) if isinstance(obj, pd.Series) else (obj.iloc[:, i].array for i in range(count))
+    )
+    data = [column_of(array) for array in arrays]
+    facts = {
+        "format": PandasHandler.format_version,
+        "kind": "series" if frame is None else "frame",
+        "rows": len(obj),
+        **labels,
+        "types": [column.type.facts() for column in data],
+        "index": index_facts,
+        "attrs": attrs,
+        "allows_duplicate_labels": obj.flags.allows_duplicate_labels,
+    }
+    axis = [obj.name] if isinstance(obj, pd.Series) else list(obj.columns)
+    names = field_names(axis, list(obj.index.names)[: len(index_columns)])
+    content = _Content(obj, facts, (*data, *index_columns), names, len(obj))
+    if len(content.facts_text) > _MAX_FACTS:
+        raise UnsupportedTypeError("the labels and categories are too large for a Parquet footer")
+    return content
+
+
+class _SinkFile(io.RawIOBase):
+    """What pyarrow writes to: every byte goes on to the sink at once."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Buffer, /) -> int:  # type: ignore[override]
+        return self._sink.write(data)
+
+
+class _FramePart(PlannedPart):
+    """A frame about to become a Parquet file."""
+
+    handler = "pandas"
+
+    def __init__(self, content: _Content, options: WriteOptions) -> None:
+        self._content = content
+        self._codec = _CODECS[options.codec]
+        self._level = _parquet_level(self._codec, options.level)
+        self.size_hint = content.nbytes
+
+    def digest(self, hasher: Hasher) -> None:
+        """Feed facts and values; codec, row groups and field names have no part in it."""
+        content = self._content
+        Canonical(hasher).add(("blobstore.pandas", 1, content.logical()))
+        for column in content.columns:
+            update_blocks(hasher, content.rows, column.rows)
+
+    def encoding(self) -> Encoding:
+        """The codec, if it makes any column of a sample smaller."""
+        used = self._writer_options["compression"] != "none"
+        return Encoding(self._codec if used else "none", ".parquet")
+
+    def write(self, sink: Sink) -> None:
+        """Stream row groups into `sink`."""
+        content, schema = self._content, self._schema
+        step = _rows_per_group(content)
+        with pq.ParquetWriter(_SinkFile(sink), schema, **self._writer_options) as writer:
+            for start in range(0, content.rows, step):
+                stop = min(content.rows, start + step)
+                writer.write_table(content.table(start, stop, schema), row_group_size=step)
+            writer.add_key_value_metadata({FACTS_KEY: content.facts_text})
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        return self._content.schema()
+
+    @cached_property
+    def _sample(self) -> pa.Table:
+        """A few stretches of rows, spread over the frame, as plain values."""
+        rows = self._content.rows
+        if rows <= _SAMPLES * _SAMPLE_ROWS:
+            spans = [(0, rows)]
+        else:
+            last = rows - _SAMPLE_ROWS
+            starts = [last * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
+            spans = [(start, start + _SAMPLE_ROWS) for start in starts]
+        tables = [self._content.table(*span, self._schema) for span in spans]
+        return pa.concat_tables([_plain_table(table) for table in tables])
+
+    @cached_property
+    def _column_codecs(self) -> dict[str, str]:
+        """Codec of each leaf column: noise is stored as it is, beside what does shrink."""
+        sample = io.BytesIO()
+        options = {"compression": self._codec, "use_dictionary": self._repetitive}
+        pq.write_table(self._sample, sample, **options)
+        found = pq.ParquetFile(sample).metadata
+        if not found.num_row_groups:
+            return {}
+        leaves = [found.row_group(0).column(i) for i in range(found.num_columns)]
+        return {
+            leaf.path_in_schema: self._codec
+            if leaf.total_compressed_size <= leaf.total_uncompressed_size * (1 - MIN_SAVING)
+            else "none"
+            for leaf in leaves
+        }
+
+    @cached_property
+    def _repetitive(self) -> list[str] | bool:
+        """Columns for which Parquet is to try a dictionary: where it is in vain, it costs time."""
+        table = self._sample
+        if any(field.type.num_fields for field in table.schema):
+            return True
+        return [name for name in table.column_names if _repeats(table.column(name))]
+
+    @cached_property
+    def _writer_options(self) -> dict[str, Any]:
+        codecs = self._column_codecs if self._codec != "none" else {}
+        packed = [path for path, codec in codecs.items() if codec != "none"]
+        options: dict[str, Any] = {
+            "compression": codecs if packed else "none",
+            "use_dictionary": self._repetitive,
+        }
+        if packed and self._level is not None:
+            options["compression_level"] = dict.fromkeys(packed, self._level)
+        return options
+
+
+def _repeats(sample: pa.ChunkedArray) -> bool:
+    try:
+        distinct = pc.count_distinct(sample).as_py()
+    except pa.ArrowNotImplementedError:
+        return True
+    return bool(distinct <= len(sample) * _DISTINCT)
+
+
+def _plain_table(table: pa.Table) -> pa.Table:
+    """Without dictionaries, whose unused values would count in a sample."""
+    kinds = [
+        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+        for field in table.schema
+    ]
+    return table.cast(pa.schema(kinds))
+
+
+def _parquet_level(codec: str, level: int) -> int | None:
+    """The level for pyarrow; lz4 is fast up to 3, and the high compression of that level above."""
+    if codec == "none" or not pa.Codec.supports_compression_level(codec):
+        return None
+    return None if codec == "lz4" and level <= 3 else level
+
+
+def _rows_per_group(content: _Content) -> int:
+    fewest, most = _ROW_GROUP_ROWS
+    if not content.rows:
+        return most
+    each = max(1, content.nbytes // content.rows)
+    return max(fewest, min(most, _ROW_GROUP_BYTES // each))
+
+
+class PandasHandler(Handler):
+    """Frames and series as Parquet.
+
+    Examples
+    --------
+    >>> from blobstore.streams import BytesSource, MemorySink
+    >>> frame = pd.DataFrame({"epoch": [1, 2], "loss": [0.5, 0.25]})
+    >>> handler = PandasHandler()
+    >>> plan = handler.plan(frame, WriteOptions())
+    >>> with MemorySink() as sink:
+    ...     plan.parts[0].write(sink)
+    >>> part = StoredPart("data", BytesSource(sink.content), "lz4", "pandas", 1)
+    >>> handler.read({"data": part}, plan.info, columns=["loss"])
+       loss
+    0  0.50
+    1  0.25
+    """
+
+    name: ClassVar[str] = "pandas"
+    format_version: ClassVar[int] = 1
+    type_names: ClassVar[tuple[str, ...]] = (
+        "pandas.DataFrame",
+        "pandas.Series",
+        "pandas.core.frame.DataFrame",
+        "pandas.core.series.Series",
+    )
+
+    def can_handle(self, obj: Any) -> bool:
+        """Whether it is a frame or series, and of no subclass; `plan` looks closer."""
+        return type(obj) in (pd.DataFrame, pd.Series)
+
+    def plan(self, obj: Any, options: WriteOptions) -> Plan:
+        """Take a frame apart.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            Something in it would not come back from Parquet as it is.
+        """
+        if not self.can_handle(obj):
+            raise UnsupportedTypeError(f"{type(obj)!r} is neither a DataFrame nor a Series")
+        try:
+            content = _take_apart(obj)
+        except RecursionError as exc:
+            raise UnsupportedTypeError("attrs or a label are nested too deeply") from exc
+        data_type = "dataframe" if isinstance(obj, pd.DataFrame) else "series"
+        return Plan(data_type, _info(obj), (_FramePart(content, options),))
+
+    def read(self, parts: Mapping[str, StoredPart], info: Mapping[str, Any], **options: Any) -> Any:
+        """Rebuild a frame or series.
+
+        Parameters
+        ----------
+        parts, info : mapping
+        columns : list, optional
+            Labels of the columns of a frame to read, in the order wanted; only those are read.
+
+        Raises
+        ------
+        InvalidInputError
+            Another option, or a label that the frame does not have.
+        DecodeError
+            The part is not what this handler writes.
+        """
+        wanted = _read_options(options)
+        if set(parts) != {"data"}:
+            raise DecodeError(f"a frame has one part, 'data', not {sorted(parts)}")
+        with _decoding(parts["data"].source) as file:
+            return _read_file(file, wanted)
+
+
+def _info(obj: pd.DataFrame | pd.Series[Any]) -> dict[str, Any]:
+    """What is nice to see in the index; reading needs none of it."""
+    shape = [int(size) for size in obj.shape]
+    if isinstance(obj, pd.Series):
+        return {"shape": shape, "name": _shown(obj.name), "dtype": str(obj.dtype)}
+    columns = [_shown(label) for label in obj.columns[:_SHOWN]]
+    return {
+        "shape": shape,
+        "columns": columns,
+        "dtypes": [str(d) for d in obj.dtypes.iloc[:_SHOWN]],
+    }
+
+
+def _shown(label: Any) -> str | None:
+    return None if label is None else str(label).encode("utf-8", "replace").decode()
+
+
+def _read_options(options: Mapping[str, Any]) -> list[Any] | None:
+    unknown = sorted(set(options) - {"columns"})
+    if unknown:
+        raise InvalidInputError(f"a frame has no read option {unknown[0]!r}: there is 'columns'")
+    columns = options.get("columns")
+    if columns is None:
+        return None
+    if not isinstance(columns, list | tuple | pd.Index):
+        raise InvalidInputError(f"columns must be a list of labels, not {columns!r}")
+    return list(columns)
+
+
+@contextlib.contextmanager
+def _decoding(source: Source) -> Iterator[Any]:
+    """Open a Parquet file; whatever is wrong with it is a `DecodeError`."""
+    try:
+        with source.open() as raw, pa.PythonFile(raw, mode="r") as file:
+            yield file
+    except BlobStoreError:
+        raise
+    except OSError as exc:
+        if exc.errno is not None:
+            raise from_os_error(exc, "reading a Parquet file") from exc
+        raise DecodeError(f"this is no Parquet file: {exc}") from exc
+    except _MALFORMED as exc:
+        raise DecodeError(f"this is no Parquet file of blobstore: {exc!r}") from exc
+
+
+def _read_file(file: Any, wanted: list[Any] | None) -> pd.DataFrame | pd.Series[Any]:
+    parquet = pq.ParquetFile(file, pre_buffer=False)
+    text = (parquet.metadata.metadata or {}).get(FACTS_KEY)
+    if text is None:
+        raise DecodeError("this Parquet file was not written by blobstore: read it with pandas")
+    facts = json.loads(text)
+    if facts["format"] > PandasHandler.format_version:
+        raise DecodeError(f"the frame has format {facts['format']}: upgrade blobstore to read it")
+    series = facts["kind"] == "series"
+    if wanted is not None and series:
+        raise InvalidInputError("a Series has no columns to choose from: leave out columns=")
+    axis = None if series else inline_index(facts["columns"])
+    places = list(range(len(facts["types"])))
+    if axis is not None and wanted is not None:
+        places = _places(axis, wanted)
+        axis = axis.take(places)
+    types = [type_of(facts["types"][place]) for place in places]
+    arrays, index = _read_columns(parquet, facts, types, places)
+    if series:
+        obj: Any = _series(arrays[0], index)
+        obj.name = decode_value(facts["name"])
+    else:
+        obj = _frame(arrays, types, index)
+        obj.columns = axis
+    obj.attrs = decode_value(facts["attrs"])
+    obj.flags.allows_duplicate_labels = facts["allows_duplicate_labels"]
+    made: pd.DataFrame | pd.Series[Any] = obj
+    return made
+
+
+def _places(axis: pd.Index[Any], wanted: list[Any]) -> list[int]:
+    """Where the wanted columns are; all those of a label that occurs more than once."""
+    by_label: dict[Any, list[int]] = {}
+    for place, label in enumerate(axis):
+        by_label.setdefault(label, []).append(place)
+    try:
+        return [place for label in wanted for place in by_label[label]]
+    except (KeyError, TypeError) as exc:
+        known = ", ".join(repr(label) for label in axis[:20])
+        raise InvalidInputError(f"there is no column {exc.args[0]!r}: there are {known}") from exc
+
+
+def _read_columns(
+    parquet: Any, facts: Facts, types: list[ColumnType], places: list[int]
+) -> tuple[list[Any], pd.Index[Any]]:
+    """Read columns and the row index, one row group at a time."""
+    rows = facts["rows"]
+    names = parquet.schema_arrow.names
+    index_types = stored_types(facts["index"])
+    if len(names) != len(facts["types"]) + len(index_types):
+        raise DecodeError(f"{len(names)} columns in the file are not those that its facts tell of")
+    if names and parquet.metadata.num_rows != rows:
+        raise DecodeError(f"the file has {parquet.metadata.num_rows} rows, its facts say {rows}")
+    fields = [*places, *range(len(facts["types"]), len(names))]
+    block = _one_block(types, rows)
+    builders = [
+        kind.builder(rows, block[i] if block is not None and i < len(types) else None)
+        for i, kind in enumerate((*types, *index_types))
+    ]
+    _fill(parquet, [names[i] for i in fields], builders)
+    finished = [builder.finish() for builder in builders]
+    index = restore_index(facts["index"], finished[len(types) :])
+    if len(index) != rows:
+        raise DecodeError(f"the index has {len(index)} rows, the frame {rows}")
+    return finished[: len(types)], index
+
+
+def _one_block(types: list[ColumnType], rows: int) -> NdArray | None:
+    """Room for all columns in one array, as pandas would keep them, if they are of one type."""
+    first = types[0] if types else None
+    if isinstance(first, NumpyType) and all(kind == first for kind in types):
+        return np.empty((len(types), rows), first.dtype)
+    return None
+
+
+def _fill(parquet: Any, names: list[str], builders: list[Builder]) -> None:
+    """Read a few columns of a row group at a time, so that little is held besides the result."""
+    targets: dict[str, list[Builder]] = {}
+    for name, builder in zip(names, builders, strict=True):
+        targets.setdefault(name, []).append(builder)
+    for group in range(parquet.num_row_groups):
+        facts = parquet.metadata.row_group(group)
+        each = max(1, facts.total_byte_size // facts.num_columns) if names else 1
+        for some in _batches(list(targets), max(1, _READ_BYTES // each)):
+            table = parquet.read_row_group(group, columns=some)
+            for name in some:  # by name, not position: asking for "a" also brings "a.b"
+                for chunk in table.column(name).chunks:
+                    for builder in targets[name]:
+                        builder.add(chunk)
+
+
+def _batches(names: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(names), size):
+        yield names[start : start + size]
+
+
+def _series(values: Any, index: pd.Index[Any]) -> pd.Series[Any]:
+    dtype = object if isinstance(values, np.ndarray) and values.dtype == object else None
+    return pd.Series(values, index=index, dtype=dtype, copy=False)
+
+
+def _frame(arrays: list[Any], types: list[ColumnType], index: pd.Index[Any]) -> pd.DataFrame:
+    """A frame over the arrays themselves, or over few blocks made of them if they are many."""
+    if not arrays:
+        return pd.DataFrame(index=index)
+    base = arrays[0].base if isinstance(types[0], NumpyType) else None
+    if base is not None and base.shape == (len(arrays), len(index)):
+        return pd.DataFrame(base.T, index=index, copy=False)
+    series = {i: _series(values, index) for i, values in enumerate(arrays)}
+    return pd.DataFrame(series, index=index, copy=len(arrays) > _FEW_BLOCKS)
