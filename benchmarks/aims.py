@@ -115,6 +115,7 @@ AIMS = (
     *_memory("noise", 1.3, 1.6),
     *_memory("compressible", 1.3, 1.6),
     *_memory("object", 2.3, 2.6),
+    *_memory("checkpoint", 2.3, 2.6),
     *_memory("frame", 2.3, 3.2),
 )  # fmt: skip
 

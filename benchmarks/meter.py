@@ -8,8 +8,10 @@ import gc
 import io
 import pstats
 import resource
+import statistics
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -17,21 +19,22 @@ from pathlib import Path
 class Meter:
     """Times the parts of a workload, and how much memory each added at its peak.
 
-    A part that is entered more than once adds up its times and keeps its highest peak.
+    A part that is entered more than once keeps its highest peak, and the median of its times, or
+    their mean where it makes a difference which time it was.
     """
 
     def __init__(self, *, profile: bool = False) -> None:
-        self.seconds: dict[str, float] = {}
         self.peaks: dict[str, int] = {}
         self.facts: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._seconds: dict[str, list[float]] = {}
+        self._averages: dict[str, Callable[[list[float]], float]] = {}
         self._profiles: dict[str, cProfile.Profile] | None = {} if profile else None
 
     @contextmanager
-    def part(self, name: str, count: int = 1) -> Iterator[None]:
+    def part(self, name: str, count: int = 1, *, mean: bool = False) -> Iterator[None]:
         """Measure what is inside, which does `count` operations."""
         gc.collect()
-        if name not in self.seconds:  # each time would make every allocation a slow one
+        if name not in self._seconds:  # each time would make every allocation a slow one
             return_free_memory()
         baseline = start_watching_memory()
         with self._profiler(name):
@@ -39,8 +42,8 @@ class Meter:
             yield
             elapsed = time.perf_counter() - started
         self.peaks[name] = max(self.peaks.get(name, 0), peak_memory() - baseline)
-        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
-        self._counts[name] = self._counts.get(name, 0) + count
+        self._seconds.setdefault(name, []).append(elapsed / count)
+        self._averages[name] = statistics.fmean if mean else statistics.median
 
     def _profiler(self, name: str) -> cProfile.Profile | nullcontext[None]:
         if self._profiles is None:
@@ -49,7 +52,7 @@ class Meter:
 
     def result(self) -> dict[str, dict[str, float]]:
         """Seconds per operation, added bytes at the peak, and other facts, by name."""
-        times = {name: total / self._counts[name] for name, total in self.seconds.items()}
+        times = {name: self._averages[name](each) for name, each in self._seconds.items()}
         return {"seconds": times, "peaks": {**self.peaks}, "facts": self.facts}
 
     def profiles(self, lines: int = 12) -> dict[str, str]:
@@ -95,7 +98,9 @@ def _ru_maxrss() -> int:
 
 
 def return_free_memory() -> None:
-    """Make glibc give back freed memory, which a later peak would otherwise hide in."""
+    """Make glibc and Arrow give back freed memory, which a later peak would otherwise hide in."""
+    if (arrow := sys.modules.get("pyarrow")) is not None:
+        arrow.default_memory_pool().release_unused()
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -55,6 +56,7 @@ def measure(
     flags = ["quick"] * quick + ["profile"] * profile
     total = Measurement()
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch) as folder:
+        os.sync()  # what others left to be written back is not this contender's to wait for
         for step in workload.steps:
             arguments = [workload.name, step, contender, str(Path(folder, "store")), *flags]
             total.merge(_in_a_process(arguments))

@@ -20,7 +20,7 @@ class Sizes:
     """How much of everything."""
 
     keys: int = 2000
-    arrays: int = 8
+    arrays: int = 5
     array: int = 8 * MIB
     rows: int = 500_000
     checkpoints: int = 10
@@ -130,17 +130,16 @@ def _small(case: Case) -> None:
 
 def _put_get_overwrite(case: Case, values: list[Any], nbytes: int) -> None:
     store, meter = case.contender, case.meter
-    with meter.part("put", len(values)):
-        for number, value in enumerate(values):
+    for number, value in enumerate(values):
+        with meter.part("put"):
             store.put(f"v{number}", value)
-    got = None
-    with meter.part("get", len(values)):
-        for number in range(len(values)):
-            got = None
+    for number in range(len(values)):
+        got = None
+        with meter.part("get"):
             got = store.get(f"v{number}")
     case.check(got, values[-1])
-    with meter.part("overwrite", len(values)):
-        for number, value in enumerate(reversed(values)):
+    for number, value in enumerate(reversed(values)):
+        with meter.part("overwrite"):
             store.put(f"v{number}", value)
     meter.facts["raw"] = float(nbytes)
 
@@ -168,7 +167,7 @@ def _checkpoints(case: Case, *, count: int) -> None:
     for step in range(count):
         if step:
             data.train(state, step)
-        with meter.part("save"):
+        with meter.part("save", mean=True):  # the first one is larger
             store.put(f"step-{step:04d}", state, {"step": step})
     for step in range(count - 3, count):
         got = None
@@ -195,6 +194,8 @@ def _large(kind: str, nbytes: int) -> Any:
         return data.frame_of(nbytes)
     if kind == "object":
         return data.Model("large", data.array("weights", nbytes))
+    if kind == "checkpoint":
+        return data.checkpoint(8, nbytes // 8)
     if kind == "strided":
         return data.array("noise", 2 * nbytes).reshape(-1, 2)[:, 0]
     return data.array(kind, nbytes)
@@ -203,6 +204,8 @@ def _large(kind: str, nbytes: int) -> Any:
 def _large_bytes(value: Any) -> int:
     if isinstance(value, data.Model):
         return int(value.weights.nbytes)
+    if isinstance(value, dict):
+        return sum(array.nbytes for array in value.values())
     return int(value.nbytes) if isinstance(value, np.ndarray) else data.frame_bytes(value)
 
 
@@ -283,6 +286,7 @@ WORKLOADS = (
     _memory("noise", "a 256 MiB array of noise", _BIG_ARRAYS, "np.save"),
     _memory("compressible", "a 256 MiB array that compresses", _BIG_ARRAYS, "np.save"),
     _memory("strided", "a 256 MiB array that is not contiguous", ("blobstore", "np.save"), "np.save"),
+    _memory("checkpoint", "a checkpoint of eight 32 MiB arrays", ("blobstore", "np.savez", "joblib"), "np.savez"),
     _memory("object", "an object holding a 256 MiB array", ("blobstore", "joblib", "diskcache"), "joblib"),
     _memory("frame", "a DataFrame of 256 MiB", ("blobstore", "parquet lz4", "joblib"), "parquet lz4"),
 )  # fmt: skip

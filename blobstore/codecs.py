@@ -7,11 +7,11 @@ how long it is. Data that does not shrink is stored as it is; a sample tells.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO, ClassVar, Protocol, cast
+from typing import Any, BinaryIO, ClassVar, Protocol, cast
 
 from blobstore.errors import ConfigError, DecodeError
 
@@ -122,21 +122,25 @@ class Lz4Codec(Codec):
 
     def compress(self, data: Buffer, level: int) -> bytes:
         """Make one frame."""
-        import lz4.frame
-
-        return cast("bytes", lz4.frame.compress(data, compression_level=self._level(level)))
+        return cast("bytes", _lz4_frame().compress(data, compression_level=self._level(level)))
 
     def decompress(self, data: bytes) -> bytes:
         """Read one frame."""
-        import lz4.frame
-
-        return cast("bytes", lz4.frame.decompress(data))
+        return cast("bytes", _lz4_frame().decompress(data))
 
     def reader(self, raw: BinaryIO) -> BinaryIO:
         """Read a frame as a stream."""
         import lz4.frame
 
         return cast("BinaryIO", lz4.frame.LZ4FrameFile(raw, mode="rb"))
+
+
+@functools.cache
+def _lz4_frame() -> Any:
+    """The library, imported once; an import statement in a function costs more than the work."""
+    import lz4.frame
+
+    return lz4.frame
 
 
 class _WithHeader:
@@ -293,7 +297,8 @@ class BlosclzCodec(Codec):
             chunk = header + raw.read(max(0, size - 16))
             if len(chunk) != size or expected > self._chunk:
                 raise DecodeError(f"a Blosc2 chunk of {size} bytes is cut off or too large")
-            yield cast("bytes", blosc2.decompress2(chunk))
+            # One thread: the library's pool does not survive a fork.
+            yield cast("bytes", blosc2.decompress2(chunk, nthreads=1))
 
 
 class _ChunkCompressor:
@@ -389,19 +394,36 @@ def get(name: str) -> Codec:
         raise ConfigError(f"there is no codec {name!r}: choose one of {', '.join(NAMES)}") from exc
 
 
-@contextlib.contextmanager
-def decoding(name: str, what: str) -> Iterator[None]:
+class decoding:  # noqa: N801 - used like a function, in a with statement
     """Translate what a codec's library raises inside the block.
+
+    Parameters
+    ----------
+    name : str
+        Of the codec.
+    what : str
+        What is being decoded, for the message.
 
     Raises
     ------
     DecodeError
         The bytes are not of this codec, or cut off.
     """
-    try:
-        yield
-    except get(name).failures() as exc:
-        raise DecodeError(f"{what} is no whole {name} stream: {exc}") from exc
+
+    __slots__ = ("_name", "_what")
+
+    def __init__(self, name: str, what: str) -> None:
+        self._name = name
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: object
+    ) -> None:
+        if exc is not None and isinstance(exc, get(self._name).failures()):
+            raise DecodeError(f"{self._what} is no whole {self._name} stream: {exc}") from exc
 
 
 def validate(codec: object, level: object) -> tuple[str, int]:

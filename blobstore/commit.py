@@ -11,10 +11,10 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from blobstore import digest as digests
 from blobstore import keys
@@ -35,6 +35,9 @@ from blobstore.registry import HandlerSet, Planned
 from blobstore.streams import HashingSink, MemorySink
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _ATTEMPTS = 8
 _FORGET_AT = 256
@@ -133,7 +136,7 @@ class Committer:
             `UnavailableError` with the outcome "unknown".
         """
         self._check_expected(requests)
-        staged = list(self._each(self._stage, requests))
+        staged = self._each(self._stage, requests)
         if self._policy.digest is None:
             return self._write_and_commit(staged)
         for _ in range(_ATTEMPTS):
@@ -176,14 +179,13 @@ class Committer:
 
     # --- staging ---
 
-    def _each(self, work: Any, items: Sequence[Any]) -> Iterator[Any]:
+    def _each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
         """Run `work` over items, in threads if there are several; results in order."""
         if len(items) <= 1:
-            yield from map(work, items)
-            return
+            return [work(item) for item in items]
         workers = min(len(items), 4 * (os.cpu_count() or 1), 16)
         with ThreadPoolExecutor(workers, thread_name_prefix="blobstore") as pool:
-            yield from pool.map(work, items)
+            return list(pool.map(work, items))
 
     def _stage(self, request: Request) -> _Staged:
         """Plan an object, and give it its key."""
@@ -228,8 +230,7 @@ class Committer:
         self._reuse_known(staged)
         todo = [(item, i) for item in staged for i, part in enumerate(item.parts) if part is None]
         # A digest that comes twice in one call is written twice; the commit keeps one of them.
-        for _ in self._each(lambda pair: self._write_part(*pair), todo):
-            pass
+        self._each(lambda pair: self._write_part(*pair), todo)
 
     def _reuse_known(self, staged: Sequence[_Staged]) -> None:
         wanted = [

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import array
 import copyreg
+import functools
 import hashlib
 import pickle
 import struct
@@ -72,11 +73,24 @@ def checksum_like(text: str) -> tuple[Hasher, bool]:
     return new_checksum(executable=executable), executable
 
 
-def _blake3() -> Hasher:
+def checksum_of(data: Buffer, like: str) -> str:
+    """The checksum of bytes in memory, by the algorithm that `like` names."""
+    if like.startswith("blake3:"):
+        return f"blake3:{_blake3_class()(data).hexdigest()}"
+    hasher = new_checksum(executable=False)
+    hasher.update(data)
+    return checksum_text(hasher, executable=False)
+
+
+@functools.cache
+def _blake3_class() -> Callable[..., Hasher]:
     from blake3 import blake3
 
-    hasher: Hasher = blake3()
-    return hasher
+    return blake3
+
+
+def _blake3() -> Hasher:
+    return _blake3_class()()
 
 
 class Canonical:

@@ -7,8 +7,11 @@ overwrite unlinks it, so what is read is one version, whole.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from blobstore import digest
@@ -75,7 +78,7 @@ class Reader:
                     for part, source in zip(current.parts, sources, strict=True)
                 }
                 with _gone_as_superseded():
-                    return handler.read(parts, current.info, **options)
+                    return handler.read(parts, _info(current.info_text), **options)
         raise AssertionError("_versions ends by raising")
 
     def _load_inline(self, entry: Entry, options: dict[str, Any]) -> Any:
@@ -84,7 +87,8 @@ class Reader:
         data = part.payload or b""
         if self._verify or handler.runs_code:
             _verify_bytes(entry.key, part, data)
-        return handler.read({part.name: _stored(part, BytesSource(data))}, entry.info, **options)
+        stored = _stored(part, BytesSource(data))
+        return handler.read({part.name: stored}, _info(entry.info_text), **options)
 
     def open(self, entry: Entry) -> BinaryIO:
         """Open the object as a file; its bytes are checked when they were read to the end.
@@ -101,7 +105,7 @@ class Reader:
                     part.name: _stored(part, CheckingSource(source, current.key, part))
                     for part, source in zip(current.parts, sources, strict=True)
                 }
-                return handler.open(parts, current.info)
+                return handler.open(parts, _info(current.info_text))
         raise AssertionError("_versions ends by raising")
 
     def check(self, entry: Entry) -> None:
@@ -176,6 +180,13 @@ class Reader:
         return _stored(part, source)
 
 
+@functools.lru_cache(maxsize=512)
+def _info(text: str) -> Mapping[str, Any]:
+    """The info of an entry, parsed once for all entries alike; handlers only look at it."""
+    parsed: dict[str, Any] = json.loads(text)
+    return MappingProxyType(parsed)
+
+
 class _SupersededError(Exception):
     """A blob is gone; the entry may have moved on."""
 
@@ -194,9 +205,7 @@ def _stored(part: Part, source: Source) -> StoredPart:
 
 
 def _verify_bytes(key: str, part: Part, data: bytes) -> None:
-    hasher, executable = digest.checksum_like(part.blob.checksum)
-    hasher.update(data)
-    _compare(key, part, len(data), digest.checksum_text(hasher, executable=executable))
+    _compare(key, part, len(data), digest.checksum_of(data, part.blob.checksum))
 
 
 def _verify_stream(key: str, part: Part, source: Source) -> None:

@@ -313,16 +313,17 @@ class BlobStore(MutableMapping[str, Any]):
         DecodeError, UntrustedTypeError
             The bytes are whole, but cannot or may not be loaded here.
         """
+        self._usable()
+        entry = self._index.get(validate_key(key))
+        if entry is None:
+            return default
         try:
-            return self._load(key, read_options)
-        except KeyNotFoundError:
+            return self._reader.load(entry, **read_options)
+        except KeyNotFoundError:  # deleted since the index was asked
             return default
 
     def __getitem__(self, key: str) -> Any:
-        return self._load(key, {})
-
-    def _load(self, key: str, read_options: Mapping[str, Any]) -> Any:
-        return self._reader.load(self.entry(key), **read_options)
+        return self._reader.load(self.entry(key))
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
         """Load several objects in parallel; keys that do not exist are left out.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO
 
 from blobstore.digest import Canonical
@@ -37,6 +37,8 @@ _LEAVES = {"numpy.ndarray": "numpy"}
 """Types that become parts of their own -> the handler that writes them."""
 
 _DEPTH = 8
+_PLAIN = frozenset({int, float, str, bool, bytes, complex, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
 
 
 class MappingHandler(Handler):
@@ -56,7 +58,7 @@ class MappingHandler(Handler):
 
     def can_handle(self, obj: Any) -> bool:
         """A plain dictionary that holds something to be split off."""
-        return type(obj) is dict and any(True for _ in _leaves(obj, _DEPTH))
+        return type(obj) is dict and _holds_leaf(obj, _DEPTH)
 
     def plan(self, obj: Any, options: WriteOptions) -> Plan:
         """Pickle the skeleton; the arrays are not touched."""
@@ -198,17 +200,14 @@ def _leaf_handler(obj: Any) -> str | None:
     return handler if handler is not None and obj.nbytes >= LARGE else None
 
 
-def _leaves(obj: Any, depth: int) -> Iterator[Any]:
-    """Large leaves inside plain containers, down to a certain depth."""
-    kind = type(obj)
-    if kind is dict:
-        items: Any = obj.values()
-    elif kind is list or kind is tuple:
-        items = obj
-    else:
-        if _leaf_handler(obj) is not None:
-            yield obj
-        return
-    if depth:
-        for item in items:
-            yield from _leaves(item, depth - 1)
+def _holds_leaf(container: Any, depth: int) -> bool:
+    """Whether there is a large leaf inside plain containers, down to a certain depth."""
+    items = container.values() if type(container) is dict else container
+    kinds = set(map(type, items))  # most containers are told by this alone, without a loop
+    if kinds <= _PLAIN:
+        return False
+    if any(_leaf_handler(item) is not None for item in items):
+        return True
+    if not depth or kinds.isdisjoint(_CONTAINERS):
+        return False
+    return any(_holds_leaf(item, depth - 1) for item in items if type(item) in _CONTAINERS)

@@ -17,6 +17,8 @@ def refuse_options(handler: Handler, options: Mapping[str, Any], *known: str) ->
     InvalidInputError
         One of `options` is not among `known`.
     """
+    if not options:
+        return
     unknown = sorted(set(options) - set(known))
     if unknown:
         has = f"knows {', '.join(known)}" if known else "has none"

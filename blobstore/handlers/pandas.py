@@ -72,7 +72,8 @@ _READ_BYTES = 16 << 20
 _ROW_GROUP_ROWS = (1 << 14, 1 << 20)
 _MAX_FACTS = 32 << 20
 _SAMPLES = 4
-_SAMPLE_ROWS = 1024
+_SAMPLE_ROWS = (64, 1024)  # of a stretch; fewer in wide frames
+_SAMPLE_BYTES = 1 << 20
 _DISTINCT = 0.9  # of the values of a sample: with more, no dictionary
 _SHOWN = 100
 _FEW_BLOCKS = 64
@@ -218,12 +219,14 @@ class _FramePart(PlannedPart):
     def _sample(self) -> pa.Table:
         """A few stretches of rows, spread over the frame, as plain values."""
         rows = self._content.rows
-        if rows <= _SAMPLES * _SAMPLE_ROWS:
+        fewest, most = _SAMPLE_ROWS
+        each = max(1, self._content.nbytes // max(1, rows))
+        stretch = max(fewest, min(most, _SAMPLE_BYTES // _SAMPLES // each))
+        if rows <= _SAMPLES * stretch:
             spans = [(0, rows)]
         else:
-            last = rows - _SAMPLE_ROWS
-            starts = [last * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
-            spans = [(start, start + _SAMPLE_ROWS) for start in starts]
+            starts = [(rows - stretch) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
+            spans = [(start, start + stretch) for start in starts]
         tables = [self._content.table(*span, self._schema) for span in spans]
         return pa.concat_tables([_plain_table(table) for table in tables])
 
@@ -267,7 +270,7 @@ class _FramePart(PlannedPart):
 
 def _repeats(sample: pa.ChunkedArray) -> bool:
     try:
-        distinct = pc.count_distinct(sample).as_py()
+        distinct = len(pc.unique(sample))
     except pa.ArrowNotImplementedError:
         return True
     return bool(distinct <= len(sample) * _DISTINCT)

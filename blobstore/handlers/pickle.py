@@ -124,11 +124,9 @@ def load(part: StoredPart, unpickler: Callable[..., pickle.Unpickler] = pickle.U
     DecodeError
         It needs a class or module that is not here, or is no such stream.
     """
-    small = part.source.size <= CHUNK
     try:
-        if small:
-            stream: BinaryIO = io.BytesIO(read_stream(part))
-            return _load_stream(stream, unpickler)
+        if part.source.size <= CHUNK:
+            return _load_bytes(read_stream(part), unpickler)
         with codecs.decoding(part.codec, f"part {part.name!r}"), open_stream(part) as stream:
             return _load_stream(stream, unpickler)
     except (ImportError, AttributeError) as exc:
@@ -138,6 +136,12 @@ def load(part: StoredPart, unpickler: Callable[..., pickle.Unpickler] = pickle.U
         ) from exc
     except (pickle.UnpicklingError, EOFError, struct.error) as exc:
         raise DecodeError(f"the stored object cannot be unpickled: {exc}") from exc
+
+
+def _load_bytes(data: bytes, unpickler: Callable[..., pickle.Unpickler]) -> Any:
+    if unpickler is pickle.Unpickler and not data.startswith(MAGIC):
+        return pickle.loads(data)  # the same, without a stream in between
+    return _load_stream(io.BytesIO(data), unpickler)
 
 
 def _load_stream(stream: BinaryIO, unpickler: Callable[..., pickle.Unpickler]) -> Any:

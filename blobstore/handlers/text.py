@@ -29,10 +29,11 @@ class BytesHandler(Handler):
 
     name = "bytes"
     type_names = ("builtins.bytes",)
+    _type: type = bytes
 
     def can_handle(self, obj: Any) -> bool:
-        """Exactly the type that is named."""
-        return f"builtins.{type(obj).__name__}" in self.type_names
+        """Exactly this type, no subclass."""
+        return type(obj) is self._type
 
     def plan(self, obj: Any, options: WriteOptions) -> Plan:
         """One part: the bytes."""
@@ -61,6 +62,7 @@ class BytearrayHandler(BytesHandler):
 
     name = "bytearray"
     type_names = ("builtins.bytearray",)
+    _type = bytearray
 
     def read(self, parts: Mapping[str, StoredPart], info: Mapping[str, Any], **options: Any) -> Any:
         """Give a bytearray."""

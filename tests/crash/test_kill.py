@@ -34,14 +34,14 @@ def run(tmp_path: Path, **task) -> dict:
 @pytest.mark.parametrize("options", ["json", "sqlite"])
 def test_killed_at_every_step(tmp_path, options, scenario):
     result = run(tmp_path, do="every_step", scenario=scenario, options=OPTIONS[options])
-    assert result["kills"] >= 2, "the change was hardly interrupted"
+    assert result["kills"] >= 1, "the change was never interrupted"
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("scenario", SCENARIOS.split())
 @pytest.mark.parametrize("options", ["sqlite-shared", "json-synced"])
 def test_killed_at_every_step_with_other_options(tmp_path, options, scenario):
-    assert run(tmp_path, do="every_step", scenario=scenario, options=OPTIONS[options])["kills"] >= 2
+    assert run(tmp_path, do="every_step", scenario=scenario, options=OPTIONS[options])["kills"]
 
 
 @pytest.mark.parametrize("options", ["json", "sqlite"])

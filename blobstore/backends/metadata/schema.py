@@ -233,6 +233,10 @@ _PUT = (
 Row = Sequence[Any]
 
 
+PAYLOAD = _ENTRY_HEAD.index("payload")
+"""Where the payload is in a row of `Statements.head`."""
+
+
 def entry_of(rows: Sequence[Row]) -> Entry:
     """Build an entry from its rows: one for each of its located parts, or a single one."""
     first = rows[0]
@@ -353,6 +357,8 @@ class Statements:
     put_inline, add_inline : str
         An entry with no located parts, over a former one with none; the second only if the key
         is free. Both answer with nothing where that does not hold, or this commit put it there.
+    head : str
+        An entry without its located parts: all there is of one with an inline payload.
     put_entry : str
         An entry, over whatever is there. These three take `put_values`, and answer with id,
         version and creation time.
@@ -392,6 +398,8 @@ class Statements:
         read = sa.select(*entry_columns()).select_from(with_parts())
         one = read.where(here, entries.c.key == _bind("key")).order_by(parts.c.position)
         self.get = text(one, ("namespace", "key"))
+        head = sa.select(*(entries.c[name] for name in _ENTRY_HEAD))
+        self.head = text(head.where(here, entries.c.key == _bind("key")), ("namespace", "key"))
         many = read.where(here, dialect.among(entries.c.key, "names"))
         many = many.order_by(entries.c.key, parts.c.position)
         self.get_many = text(many, ("namespace", "names"))

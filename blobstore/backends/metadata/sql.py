@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from blobstore.backends.metadata.connections import Kept, Pool
 from blobstore.backends.metadata.dialects import dialect_for
 from blobstore.backends.metadata.schema import (
+    PAYLOAD,
     MIGRATIONS,
     Row,
     blob_of,
@@ -185,7 +186,14 @@ class SqlBackend(MetadataBackend):
         except IndexError:
             kept = pool.acquire()
         try:
-            rows = kept.driver.execute(self._sql.get, (self._namespace, key)).fetchall()
+            asked = (self._namespace, key)
+            row = kept.driver.execute(self._sql.head, asked).fetchone()
+            if row is None:
+                return None
+            if row[PAYLOAD] is not None:
+                return entry_of((row,))
+            # Read anew, so that the entry and its parts are of one time.
+            rows = kept.driver.execute(self._sql.get, asked).fetchall()
         except self._dialect.errors as exc:
             raise self._dialect.translate(
                 exc, f"reading {key!r} from {self._dialect.place}"
