@@ -36,7 +36,7 @@ TYPES = {
     "fixed_list": (pa.list_(pa.int32(), 2), st.lists(st.none() | INT, min_size=2, max_size=2)),
     "struct": (
         pa.struct([("a", pa.int32()), ("b", pa.string())]),
-        st.fixed_dictionaries({"a": st.none() | INT, "b": st.none() | st.text(max_size=2)}),
+        st.builds(lambda a, b: {"a": a, "b": b}, st.none() | INT, st.none() | st.text(max_size=2)),
     ),
     "map": (
         pa.map_(pa.string(), pa.int32()),
