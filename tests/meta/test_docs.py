@@ -46,7 +46,7 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path):
 def _lines_before(text: str, blocks: list[re.Match[str]]) -> list[int]:
     """How many lines of the program come before each block."""
     ends = [text[: found.end("code")].count("\n") for found in blocks]
-    return [0, *ends[:-1]]
+    return [0, *ends][: len(blocks)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
