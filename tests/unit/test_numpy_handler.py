@@ -221,7 +221,8 @@ class TestManyChunks:
         _, stored = put(array, codec)
         opened = open_with_blosc2(stored, tmp_path_factory.mktemp("b2nd"))
         assert opened.shape == array.shape
-        assert np.array_equal(opened[...], array)
+        # By bytes: random floats are now and then not a number, which equals nothing.
+        assert opened[...].tobytes() == array.tobytes()
 
     @given(arrays())
     @settings(max_examples=60)
