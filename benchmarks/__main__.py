@@ -34,14 +34,14 @@ def main() -> int:
         scratch=arguments.folder,
         tell=lambda text: print(text, file=sys.stderr, flush=True),
     )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
     print(_machine())
     for workload in chosen:
         print("\n" + report.table(workload, results))
     print("\n" + report.aims(results, [workload.name for workload in chosen]))
     print("\n" + report.notes(chosen))
     print(f"\nTook {time.perf_counter() - started:.0f} s.")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
     return 0
 
 

@@ -16,9 +16,10 @@ GAP = "  "
 def table(workload: Workload, results: Results) -> str:
     """Render a workload: for each part the time and the speed beside the reference, then memory and bytes."""
     name = workload.name
-    parts = next((p for c in workload.contenders if (p := results.parts(name, c))), [])
-    header = [f"{name}", *(cell for part in parts for cell in (part, "x")),
-              *(["peak put", "peak get"] if _is_memory(workload) else ["peak"]), "stored"]  # fmt: skip
+    good = [c for c in workload.contenders if not results.problem(name, c)]
+    parts = list(dict.fromkeys(part for c in good for part in results.parts(name, c)))
+    peaks = [f"peak {part}" for part in parts] if _is_memory(workload) else ["peak"]
+    header = [name, *(cell for part in parts for cell in (part, "x")), *peaks, "stored"]
     rows, problems = [], []
     for contender in workload.contenders:
         if problem := results.problem(name, contender):

@@ -40,6 +40,7 @@ class Results:
         self._rounds.setdefault((workload, contender), []).append(measured)
 
     def rounds(self, workload: str, contender: str) -> list[Measurement]:
+        """All rounds, those that failed included."""
         return self._rounds.get((workload, contender), [])
 
     def problem(self, workload: str, contender: str) -> str:

@@ -61,7 +61,7 @@ def measure(
             arguments = [workload.name, step, contender, str(Path(folder, "store")), *flags]
             total.merge(_in_a_process(arguments))
             if total.problem:
-                break
+                return Measurement(problem=total.problem)  # half of it would mislead
     return total
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from blobstore import digest as digests
@@ -290,7 +290,7 @@ class Committer:
             created_us=now_us(),
         )
         if self._announces:
-            self._index.announce([replace(blob, state="pending")])
+            self._index.announce([blob._replace(state="pending")])
         hasher = digests.new_checksum(executable=planned.executable)
         inner = self._objects.writer(wanted, size_hint=planned.size_hint)
         with HashingSink(inner, hasher) as sink:
@@ -301,8 +301,7 @@ class Committer:
             self._index.forget(self._index.condemn([wanted], now_us()))
         return Part(
             planned.name,
-            replace(
-                blob,
+            blob._replace(
                 location=location,
                 size=sink.size,
                 checksum=digests.checksum_text(hasher, executable=planned.executable),

@@ -3,15 +3,18 @@
 All of these are immutable values. JSON is kept as text, which is the truth (exact numbers, order
 of names, any character); `Entry.metadata` parses it anew at each access, so nothing that a caller
 does to the result can reach the index.
+
+Those of which one is made for each put and get are named tuples: they cost a third of a frozen
+dataclass to make.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 BlobState = Literal["live", "condemned", "pending"]
 
@@ -53,8 +56,7 @@ class ObjectStat:
     etag: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(NamedTuple):
     """One immutable run of bytes in the object store, as the index records it.
 
     Attributes
@@ -90,8 +92,7 @@ class Blob:
     condemned_us: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One named piece of an entry: a blob, or bytes kept inside the index.
 
     Attributes
@@ -109,8 +110,7 @@ class Part:
     payload: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EntryDraft:
+class EntryDraft(NamedTuple):
     """An entry as a writer proposes it; the index adds id, version and creation time.
 
     Parts are either all blobs, or exactly one inline payload.
@@ -127,8 +127,7 @@ class EntryDraft:
     signature: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One key of a store, as the index holds it.
 
     Attributes
@@ -165,7 +164,7 @@ class Entry:
     size: int
     created_us: int
     updated_us: int
-    signature: str | None = field(default=None, repr=False)
+    signature: str | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -454,15 +454,18 @@ class MetadataBackend(ABC):
     def commit(self, operations: Sequence[Operation], commit_id: str) -> CommitResult:
         """Apply operations in order, all or nothing.
 
-        Committing the same operations under the same `commit_id` again, after it landed, changes
-        nothing and answers with the first result.
+        References to blobs are counted at the end, so one operation may drop a blob that a later
+        one reuses. Committing the same operations under the same `commit_id` again, after it
+        landed, changes nothing and answers with the same entries, as long as an entry that it
+        wrote still has that commit_id; a commit that only deleted leaves none behind.
 
         Raises
         ------
         KeyExistsError, KeyNotFoundError, ConflictError
             An expectation of an operation does not hold; nothing was changed.
         UnavailableError, OutOfSpaceError, PermissionDeniedError
-            The index could not be written; nothing was changed, unless `outcome` is "unknown".
+            The index could not be written (or was opened readonly); nothing was changed, unless
+            `outcome` is "unknown".
         """
 
     @abstractmethod
@@ -499,7 +502,10 @@ class MetadataBackend(ABC):
 
     @abstractmethod
     def announce(self, blobs: Iterable[Blob]) -> None:
-        """Enter blobs as pending before they are written, for stores that cannot list."""
+        """Enter blobs as pending before they are written, for stores that cannot list.
+
+        A location that is known already stays as it is.
+        """
 
     @abstractmethod
     def condemn(self, locations: Iterable[str], now_us: int) -> list[str]:
@@ -517,7 +523,7 @@ class MetadataBackend(ABC):
 
     @abstractmethod
     def forget(self, locations: Iterable[str]) -> None:
-        """Drop condemned rows."""
+        """Drop the rows of these locations, of those only that are condemned."""
 
     @abstractmethod
     def sync(self) -> None:
@@ -533,6 +539,14 @@ class MetadataBackend(ABC):
 
     def close(self) -> None:
         """Let go of files and connections. Calling it again does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 # --- handlers ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Model:
     def announce(self, blobs: Iterable[Blob]) -> None:
         """Enter blobs as pending, unless they are known already."""
         for blob in blobs:
-            self.rows.setdefault(blob.location, replace(blob, state="pending", condemned_us=None))
+            self.rows.setdefault(blob.location, blob._replace(state="pending", condemned_us=None))
 
     def condemn(self, locations: Iterable[str], now_us: int) -> list[str]:
         """Condemn what no entry refers to; answer with those that are condemned now."""
@@ -104,7 +104,7 @@ class Model:
         for location in unreferenced:
             row = self.rows.get(location) or Blob(location, 0, "", "none", "", 0, created_us=now_us)
             if row.state != "condemned":
-                self.rows[location] = replace(row, state="condemned", condemned_us=now_us)
+                self.rows[location] = row._replace(state="condemned", condemned_us=now_us)
         return unreferenced
 
     def forget(self, locations: Iterable[str]) -> None:
@@ -171,7 +171,7 @@ class _Attempt:
         parts = tuple(self._part(part, put.reused) for part in draft.parts)
         # An adopted blob may be larger or smaller than the one that was written for nothing.
         stored = sum(part.blob.size for part in parts)
-        return self._write(replace(draft, size=stored), parts)
+        return self._write(draft._replace(size=stored), parts)
 
     def _part(self, part: Part, reused: frozenset[str]) -> Part:
         blob = part.blob
@@ -182,16 +182,16 @@ class _Attempt:
             if row is None or row.state != "live":
                 self.missing.append(blob.location)
                 return part
-            return replace(part, blob=row)
+            return part._replace(blob=row)
         if row is not None and row.state == "condemned":
             self.missing.append(blob.location)
             return part
         for other in self.rows.values():
             if other.state == "live" and blob.digest is not None and other.digest == blob.digest:
                 self._condemn(blob)
-                return replace(part, blob=other)
-        self.rows[blob.location] = replace(blob, state="live", condemned_us=None)
-        return replace(part, blob=self.rows[blob.location])
+                return part._replace(blob=other)
+        self.rows[blob.location] = blob._replace(state="live", condemned_us=None)
+        return part._replace(blob=self.rows[blob.location])
 
     def _copy(self, op: Copy) -> Entry | None:
         source = self.entries.get(op.source)
@@ -223,8 +223,7 @@ class _Attempt:
         if not op.replace:
             merged = {**json.loads(old.metadata_text), **json.loads(text)}
             text = json.dumps(merged, ensure_ascii=False, separators=(",", ":"))
-        self.entries[op.key] = replace(
-            old,
+        self.entries[op.key] = old._replace(
             metadata_text=text,
             version=old.version + 1,
             updated_us=op.now_us,
@@ -257,7 +256,7 @@ class _Attempt:
         return self.entries[draft.key]
 
     def _condemn(self, blob: Blob) -> None:
-        self.rows[blob.location] = replace(blob, state="condemned", condemned_us=0)
+        self.rows[blob.location] = blob._replace(state="condemned", condemned_us=0)
         self.condemned.append(blob.location)
 
 

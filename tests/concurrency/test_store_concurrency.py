@@ -189,7 +189,13 @@ def processes(folder, do, names, rounds, **options):
     started = []
     try:
         for name in names:
-            task = {"folder": str(folder), "do": do, "name": name, "rounds": rounds, "options": options}
+            task = {
+                "folder": str(folder),
+                "do": do,
+                "name": name,
+                "rounds": rounds,
+                "options": options,
+            }
             started.append(
                 subprocess.Popen(
                     [sys.executable, "-W", "error", __file__, json.dumps(task)],
@@ -533,7 +539,10 @@ def test_pickled_copies_in_a_pool_of_fresh_processes(tmp_path, options):
             # Functions of this file have no name that a fresh process could import.
             for value in pool.map(operator.itemgetter("k"), [store] * 4):
                 assert is_made(value, 7)
-            items = [[(f"{n}/{i}", make(i, KINDS[i % 4]), {"seed": i}) for i in range(4)] for n in range(4)]
+            items = [
+                [(f"{n}/{i}", make(i, KINDS[i % 4]), {"seed": i}) for i in range(4)]
+                for n in range(4)
+            ]
             calls = [operator.methodcaller("put_many", x) for x in items]
             keys = [pool.apply_async(call, (store,)) for call in calls]
             assert [x.get(60) for x in keys] == [[key for key, _, _ in x] for x in items]

@@ -24,7 +24,10 @@ def run(tmp_path: Path, **task) -> dict:
     program = Path(__file__).with_name("killing.py")
     task["root"] = str(tmp_path)
     done = subprocess.run(
-        [sys.executable, str(program), json.dumps(task)], capture_output=True, text=True, check=False
+        [sys.executable, str(program), json.dumps(task)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout)

@@ -12,7 +12,17 @@ import pytest
 import blobstore
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("numpy", "pandas", "pyarrow", "blosc2", "torch", "sqlalchemy", "lark", "filelock", "obstore")
+HEAVY = (
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "blosc2",
+    "torch",
+    "sqlalchemy",
+    "lark",
+    "filelock",
+    "obstore",
+)
 
 
 def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +32,9 @@ def python(code: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    loaded = json.loads(python("import blobstore, sys, json; print(json.dumps([*sys.modules]))").stdout)
+    loaded = json.loads(
+        python("import blobstore, sys, json; print(json.dumps([*sys.modules]))").stdout
+    )
     assert not [name for name in loaded if name.partition(".")[0] in HEAVY]
 
 

@@ -246,7 +246,7 @@ class IndexMachine(RuleBasedStateMachine):
     def blob(self, kind, *choice):
         new = make_blob(created_us=self.now, size=self.now)
         if kind == "new":
-            return replace(new, digest=choice[0])
+            return new._replace(digest=choice[0])
         rows = sorted(self.model.rows.values(), key=lambda row: row.location)
         fitting = [
             row
@@ -261,7 +261,7 @@ class IndexMachine(RuleBasedStateMachine):
         if kind == "reused":
             return row
         digest = choice[1] if kind == "pending" else None
-        return replace(new, location=row.location, digest=digest)
+        return new._replace(location=row.location, digest=digest)
 
     def expected(self, key, expected):
         seen = self.seen.get(key, [])
@@ -350,7 +350,7 @@ class IndexMachine(RuleBasedStateMachine):
             assert theirs.id not in self.ids.values(), "an id was used again"
             self.ids[ours.id] = theirs.id
         assert theirs.id == self.ids[ours.id]
-        return replace(theirs, id=ours.id)
+        return theirs._replace(id=ours.id)
 
 
 def touched(operation):

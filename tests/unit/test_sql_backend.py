@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,7 +105,7 @@ def ranked(found):
     listed = [entry for result in results for entry in result.entries] + entries
     order = {id: rank for rank, id in enumerate(sorted({entry.id for entry in listed}))}
     facts = [(result.condemned, result.missing) for result in results]
-    return [replace(entry, id=order[entry.id]) for entry in listed], facts, blobs
+    return [entry._replace(id=order[entry.id]) for entry in listed], facts, blobs
 
 
 def test_one_statement_and_transaction_agree(tmp_path, monkeypatch):
@@ -138,7 +137,7 @@ def test_entries_are_read_as_they_were_written(backend):
     )  # fmt: skip
     fields = {"handler": "x", "data_type": "y", "info_text": '{"z":1}', "signature": "s"}
     located = put(backend, "blobs", blob, make_blob("2" * 32), size=2**41, now_us=2**51, **fields)
-    part = replace(make_inline(b"\0\xff"), name="é", blob=replace(blob, location="", size=2))
+    part = make_inline(b"\0\xff")._replace(name="é", blob=blob._replace(location="", size=2))
     small = put(backend, "small", parts=(part,), size=2, now_us=2**51, **fields)
     assert backend.get("blobs") == located
     assert backend.get("small") == small

@@ -196,7 +196,10 @@ ACCEPTED = {
     "np text": (np.str_("x"), "x"),
     "np date": (np.datetime64("2024-01-02"), "2024-01-02"),
     "0d": (np.array(7), 7),
-    "datetime": (datetime.datetime(2024, 1, 2, 3, tzinfo=datetime.UTC), "2024-01-02T03:00:00+00:00"),
+    "datetime": (
+        datetime.datetime(2024, 1, 2, 3, tzinfo=datetime.UTC),
+        "2024-01-02T03:00:00+00:00",
+    ),
     "date": (datetime.date(2024, 1, 2), "2024-01-02"),
     "time": (datetime.time(1, 2), "01:02:00"),
     "timestamp": (pd.Timestamp("2024-01-02 03:04"), "2024-01-02T03:04:00"),
@@ -559,9 +562,9 @@ def test_a_full_disk(small_disk, backend):
                 store.put(noise(2000, 3_000_000), key="k0")
         assert {key: store.entry(key).metadata["n"] for key in store} == acknowledged
         assert all(store[key] == noise(n, 100_000) for key, n in acknowledged.items())
-        assert {x for key in store for x in store.entry(key).locations} | {".blobstore-id"} == blobs(
-            store.path
-        )
+        assert {x for key in store for x in store.entry(key).locations} | {
+            ".blobstore-id"
+        } == blobs(store.path)
         ballast.unlink()
         for key in sorted(acknowledged)[:8]:
             assert store.delete(key)
@@ -595,7 +598,11 @@ def test_bit_flips_at_many_offsets(tmp_path, name, compression):
             (file,) = tmp_path.rglob(location)
             whole = file.read_bytes()
             step = max(1, len(whole) // 60)
-            offsets = [*range(32), *range(32, len(whole) - 32, step), *range(len(whole) - 32, len(whole))]
+            offsets = [
+                *range(32),
+                *range(32, len(whole) - 32, step),
+                *range(len(whole) - 32, len(whole)),
+            ]
             for offset in offsets:
                 if offset >= len(whole):
                     continue
@@ -724,7 +731,10 @@ def _payload_column(folder):
     """Where the database keeps inline values."""
     connection = sqlite3.connect(folder / "cache_metadata.db")
     try:
-        tables = [row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")]
+        tables = [
+            row[0]
+            for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+        ]
         for table in tables:
             for row in connection.execute(f"PRAGMA table_info({table})"):
                 if row[1] == "payload":
@@ -832,7 +842,9 @@ def test_a_damaged_journal(tmp_path):
         assert store.list() == [f"k{n:02}" for n in range(19)]
 
 
-@pytest.mark.parametrize("damage", ["emptied", "first half", "header", "zeros", "garbage", "a folder", "removed"])
+@pytest.mark.parametrize(
+    "damage", ["emptied", "first half", "header", "zeros", "garbage", "a folder", "removed"]
+)
 def test_a_damaged_database(tmp_path, damage):
     fill(tmp_path, "sqlite")
     path = tmp_path / "cache_metadata.db"
@@ -869,7 +881,9 @@ def test_a_database_with_damaged_pages(tmp_path):
         shutil.copytree(master, folder)
         start = page * 4096 + (100 if page == 0 else 0)
         end = (page + 1) * 4096
-        (folder / "cache_metadata.db").write_bytes(whole[:start] + noise(page, end - start) + whole[end:])
+        (folder / "cache_metadata.db").write_bytes(
+            whole[:start] + noise(page, end - start) + whole[end:]
+        )
         refused += not values_are_right_or_refused(folder)
         shutil.rmtree(folder)
     assert refused
@@ -905,9 +919,9 @@ def test_a_database_of_another_program(tmp_path):
             BlobStore(tmp_path / "s", backend=backend)
         message_helps(caught.value, path)
     assert path.read_bytes() == before
-    assert sorted(p.name for p in path.parent.iterdir() if not p.name.endswith(MEANT_TO_CHANGE)) == [
-        "cache_metadata.db"
-    ]
+    assert sorted(
+        p.name for p in path.parent.iterdir() if not p.name.endswith(MEANT_TO_CHANGE)
+    ) == ["cache_metadata.db"]
 
 
 def test_a_json_document_of_another_program(tmp_path):
@@ -1000,7 +1014,9 @@ def test_a_description_of_another_store(tmp_path, backend):
     fill(tmp_path / "a", backend)
     fill(tmp_path / "b", backend)
     whole = (tmp_path / "a" / "blobstore.json").read_bytes()
-    (tmp_path / "a" / "blobstore.json").write_bytes((tmp_path / "b" / "blobstore.json").read_bytes())
+    (tmp_path / "a" / "blobstore.json").write_bytes(
+        (tmp_path / "b" / "blobstore.json").read_bytes()
+    )
     before = snapshot(tmp_path)
     with pytest.raises(IncompatibleStoreError) as caught:
         BlobStore(tmp_path / "a")

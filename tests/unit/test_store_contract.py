@@ -565,7 +565,12 @@ DICTS = {
     "arrays": {"weight": np.arange(30_000.0), "bias": np.zeros(3)},
     "one array": {"w": np.arange(30_000)},
     "names that mean something": {"file": np.arange(20_000), "arr_0": np.ones(2), "": np.ones(1)},
-    "numbers as names": {0: np.arange(20_000), 1.5: np.ones(3), None: 2, (1, "x"): np.zeros(20_000)},
+    "numbers as names": {
+        0: np.arange(20_000),
+        1.5: np.ones(3),
+        None: 2,
+        (1, "x"): np.zeros(20_000),
+    },
     "nested": {"a": {"b": [np.arange(20_000), {"c": np.arange(3)}]}, "t": (np.zeros(10_000), 1)},
     "mixed": {"w": np.arange(20_000), "text": "x" * 9000, "frame": pd.DataFrame({"a": [1]})},
     "objects": {"w": np.array([1, "x", None], object), "v": np.arange(20_000)},
@@ -821,7 +826,9 @@ def test_b31_numpy_scalars_stay_numbers(store):
         assert store.list(metadata_filter={"i": "7"}) == []
 
 
-@pytest.mark.parametrize("wrong", [{1}, b"x", object(), math.nan, math.inf, {1: 2}, 1j, np.arange(3)])
+@pytest.mark.parametrize(
+    "wrong", [{1}, b"x", object(), math.nan, math.inf, {1: 2}, 1j, np.arange(3)]
+)
 def test_b32_what_is_no_json_is_refused_and_harms_nothing(store, wrong):
     store.put_many((f"k{n}", n, {"n": n}) for n in range(12))
     for call in (
@@ -918,7 +925,9 @@ def test_b37_the_cost_of_a_call_does_not_grow_with_the_store(tmp_path, backend):
     with BlobStore(tmp_path, backend=backend, inline_max_bytes=8192) as store:
         store.put_many((f"k{n:05}", n, {"n": n, "deployed": n % 100 == 0}) for n in range(200))
         costs[200] = _costs(store)
-        store.put_many((f"k{n:05}", n, {"n": n, "deployed": n % 100 == 0}) for n in range(200, 5000))
+        store.put_many(
+            (f"k{n:05}", n, {"n": n, "deployed": n % 100 == 0}) for n in range(200, 5000)
+        )
         costs[5000] = _costs(store)
     for name, (calls, size) in costs[5000].items():
         few_calls, few_bytes = costs[200][name]

@@ -9,7 +9,6 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -18,8 +17,8 @@ import sqlalchemy as sa
 from blobstore.backends.metadata.connections import Kept, Pool
 from blobstore.backends.metadata.dialects import dialect_for
 from blobstore.backends.metadata.schema import (
-    PAYLOAD,
     MIGRATIONS,
+    PAYLOAD,
     Row,
     blob_of,
     blob_values,
@@ -381,7 +380,7 @@ class SqlBackend(MetadataBackend):
         """Enter blobs as pending before they are written, for stores that cannot list."""
         pending = sorted(blobs, key=lambda blob: blob.location)
         values = [
-            blob_values(self._namespace, replace(blob, state="pending", condemned_us=None))
+            blob_values(self._namespace, blob._replace(state="pending", condemned_us=None))
             for blob in pending
         ]
         if values:

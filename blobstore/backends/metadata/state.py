@@ -23,7 +23,7 @@ import binascii
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -477,7 +477,7 @@ class _Planner:
         parts = tuple([self._place(part, op) for part in draft.parts])
         # A blob that is adopted may be larger or smaller than the writer's own.
         growth = sum([part.blob.size for part in parts]) - sum([p.blob.size for p in draft.parts])
-        return self._write(replace(draft, size=draft.size + growth) if growth else draft, parts)
+        return self._write(draft._replace(size=draft.size + growth) if growth else draft, parts)
 
     def _delete(self, op: Delete) -> Entry | None:
         old = self._entry(op.key)
@@ -513,8 +513,7 @@ class _Planner:
         expect(op.key, old, op.expected)
         if old is None:
             return None
-        new = replace(
-            old,
+        new = old._replace(
             version=old.version + 1,
             commit_id=self.changes.commit_id,
             metadata_text=_metadata.merge(old.metadata_text, op.metadata_text, replace=op.replace),
@@ -592,7 +591,7 @@ class _Planner:
             self._adopted[blob.location] = live.location
             self._condemn(blob, now_us)
             return live
-        row = replace(blob, state="live", condemned_us=None)
+        row = blob._replace(state="live", condemned_us=None)
         self.changes.blobs[row.location] = row
         if row.digest is not None:
             self._digests[row.digest] = row.location
@@ -605,7 +604,7 @@ class _Planner:
         return None if location is None else self._blob(location)
 
     def _condemn(self, blob: Blob, now_us: int) -> None:
-        self.changes.blobs[blob.location] = replace(blob, state="condemned", condemned_us=now_us)
+        self.changes.blobs[blob.location] = blob._replace(state="condemned", condemned_us=now_us)
         self.condemned[blob.location] = None
 
 
@@ -667,7 +666,7 @@ def plan_announcement(state: IndexState, blobs: Iterable[Blob]) -> Changes:
     changes = Changes("", state.next_id)
     for blob in blobs:
         if blob.location not in state.blobs and blob.location not in changes.blobs:
-            changes.blobs[blob.location] = replace(blob, state="pending", condemned_us=None)
+            changes.blobs[blob.location] = blob._replace(state="pending", condemned_us=None)
     return changes
 
 
@@ -680,7 +679,7 @@ def plan_condemnation(
     for location in condemned:
         row = state.blobs.get(location) or Blob(location, 0, "", "none", "", 0, created_us=now_us)
         if row.state != "condemned":
-            changes.blobs[location] = replace(row, state="condemned", condemned_us=now_us)
+            changes.blobs[location] = row._replace(state="condemned", condemned_us=now_us)
     return changes, condemned
 
 

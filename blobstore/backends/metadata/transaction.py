@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby, islice
 from typing import Any, TypeVar
 
@@ -171,8 +170,7 @@ class Transaction:
         text = _metadata.merge(
             current.metadata_text, operation.metadata_text, replace=operation.replace
         )
-        entry = replace(
-            current,
+        entry = current._replace(
             version=current.version + 1,
             commit_id=self._commit_id,
             metadata_text=text,
@@ -222,7 +220,7 @@ class Transaction:
             )
         settled = tuple([self._settle_part(part, put) for part in draft.parts])
         growth = sum(part.blob.size for part in settled) - sum(p.blob.size for p in draft.parts)
-        return replace(draft, parts=settled, size=draft.size + growth)
+        return draft._replace(parts=settled, size=draft.size + growth)
 
     def _settle_part(self, part: Part, put: Put) -> Part:
         if part.payload is not None:
@@ -242,12 +240,12 @@ class Transaction:
         """Make a new blob live; if there is a live one of the same content, that one is taken."""
         winner = None if blob.digest is None else self._by_digest.get(blob.digest)
         if winner is not None:
-            loser = replace(blob, state="condemned", condemned_us=now_us)
+            loser = blob._replace(state="condemned", condemned_us=now_us)
             self._put_blob(loser, self._commit_id)
             self._adopted[blob.location] = winner
             self._condemned.append(blob.location)
             return winner
-        live = replace(blob, state="live", condemned_us=None)
+        live = blob._replace(state="live", condemned_us=None)
         self._put_blob(live, None)
         if live.digest is not None:
             self._by_digest[live.digest] = live
