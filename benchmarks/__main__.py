@@ -37,6 +37,8 @@ def main() -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
     print(_machine())
+    if arguments.quick:
+        print("--quick: sizes are smaller than the titles say, and there is one round")
     for workload in chosen:
         print("\n" + report.table(workload, results))
     print("\n" + report.aims(results, [workload.name for workload in chosen]))

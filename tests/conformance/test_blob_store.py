@@ -74,7 +74,7 @@ class InstanceSuite(BlobStoreSuite):
         )
 
     def blobs(self, store):
-        return {key: self.objects.get(key) for key in self.objects.keys() if is_location(key)}
+        return {key: self.objects.get(key) for key in self.objects.keys() if is_location(key)}  # noqa: SIM118
 
     def poke(self, store, location, data):
         if data is None:
@@ -108,7 +108,7 @@ class TestJsonOverMemoryByName(BlobStoreSuite):
 
     def blobs(self, store):
         objects = store._objects
-        return {key: objects.get(key) for key in objects.keys() if is_location(key)}
+        return {key: objects.get(key) for key in objects.keys() if is_location(key)}  # noqa: SIM118
 
     def poke(self, store, location, data):
         if data is None:

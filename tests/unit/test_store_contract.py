@@ -181,7 +181,7 @@ def test_b03_b04_all_levels(tmp_path, codec, level):
 
 @pytest.mark.parametrize("wrong", ["rar", "LZ4", "", None, 5])
 def test_b03_unknown_codecs_are_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="compression|codec") as caught:
+    with pytest.raises(ValueError, match="compression") as caught:
         BlobStore(tmp_path / "s", compression=wrong)
     assert isinstance(caught.value, ConfigError)
     assert not (tmp_path / "s").exists()
@@ -267,7 +267,7 @@ TRICKY_KEYS = [
     "a/b", "ab", "a b", "a.b", "model_v2.1", "model_v2.2", "🎉", "🎊", "é", "e\u0301", "K", "k", "\u212a",
     ".", "..", "../x", "/", "//", "cache_metadata.json", "cache_metadata.db", "blobstore.json", "x" * 1000,
     "x" * 999 + "y", "x" * 2048, "tmp", "blobs", ".blobstore-id", "con", "nul", " ", "\n", "\u200b", "\ufeff",
-    "ß", "ss", "ﬁ", "fi", "ı", "I", "i", "İ",
+    "ß", "ss", "ﬁ", "fi", "\u0131", "I", "i", "\u0130",
 ]  # fmt: skip
 
 
@@ -674,7 +674,7 @@ def test_b23_frames_come_back_exactly(store, name):
     assert type(found.index) is type(before.index)
     assert found.columns.names == before.columns.names
     for position in range(before.shape[1]):
-        if before.dtypes.iloc[position] == object:
+        if before.dtypes.iloc[position].kind == "O":
             kinds = [[*map(type, x.iloc[:, position])] for x in (found, before)]
             assert kinds[0] == kinds[1]
 
@@ -999,7 +999,7 @@ SAME = {
     ),
     "strides": lambda: (np.arange(60_000)[::2], np.arange(0, 60_000, 2)),
     "string identity": lambda: (["abc", "abc"], ["".join("abc"), "".join("abc")]),
-    "order of a set": lambda: (set(range(1000)), set(reversed(range(1000)))),
+    "order of a set": lambda: (set(range(1000)), set(range(999, -1, -1))),
     "frame after use": lambda: (_frame(), _used(_frame())),
     "slice of a frame": lambda: (_frame()[10:20], _frame().iloc[10:20].copy()),
     "objects": lambda: (Counted([1, "x"]), Counted([1, "".join("x")])),
@@ -1103,12 +1103,30 @@ def test_b39_names_for_shared_content(shared):
     assert blob_files(shared) == []
 
 
+@pytest.mark.parametrize("size", [0, 1, 1000, 8192, 9000, 20_000, 40_000, 200_000])
+def test_b39_stored_once_whatever_its_size(tmp_path, backend, size):
+    with BlobStore(tmp_path, backend, content_addressable=True) as store:
+        for name in ("a", "b"):
+            store.put(noise(size, size), key=name)
+        entries = [store.entry(name) for name in ("a", "b")]
+        assert len(blob_files(store)) == (0 if entries[0].inline else 1)
+        assert entries[0].parts == entries[1].parts
+
+
 def test_b39_a_put_again_without_metadata_keeps_them(shared):
     key = shared.put(noise(), metadata={"author": "alice"})
     assert shared.put(noise()) == key
     assert shared.get_metadata(key)["metadata"] == {"author": "alice"}
     assert shared.put(noise(), metadata={"author": "bob"}) == key
     assert shared.get_metadata(key)["metadata"] == {"author": "bob"}
+
+
+def test_b39_a_put_of_known_content_mends_a_blob_that_is_gone(shared):
+    shared.put(noise(), key="a")
+    (file,) = blob_files(shared)
+    file.unlink()
+    shared.put(noise(), key="b")
+    assert shared["b"] == noise(), "what was acknowledged can be read"
 
 
 def test_b39_frozen_arrays_of_checkpoints_are_stored_once(shared):
@@ -1208,6 +1226,13 @@ def test_b42_memory(tmp_path, backend):
         assert store.list() == ["1", "2"]
 
 
+def test_b42_a_store_in_memory_has_no_second_handle(tmp_path, backend):
+    with BlobStore(tmp_path, backend, blob_backend="memory") as store:
+        store.put(noise(), key="k")
+        with pytest.raises((BlobStoreError, TypeError, pickle.PicklingError)):
+            pickle.dumps(store)
+
+
 @pytest.mark.parametrize("shard_chars", [1, 2, 3, 8])
 def test_b43_shard_chars(tmp_path, shard_chars):
     backend = FilesystemBlobBackend(base_dir=tmp_path / "cache", shard_chars=shard_chars)
@@ -1283,10 +1308,8 @@ def test_b44_no_path_leads_out(tmp_path):
                 blobs.read_blob(path)
             with pytest.raises((ValueError, KeyError, OSError)):
                 blobs.write_blob(path, b"x")
-            try:
+            with contextlib.suppress(ValueError, KeyError, OSError):
                 assert blobs.delete_blob(path) is False
-            except (ValueError, KeyError, OSError):
-                pass
         with pytest.raises(FileNotFoundError):
             blobs.read_blob("absent")
         assert blobs.delete_blob("absent") is False
@@ -1418,7 +1441,7 @@ def test_b50_a_damaged_index_is_never_an_empty_store(tmp_path, backend, damage):
                 assert len(store) == 20
                 assert all(store[f"k{n}"] == noise(n) for n in range(20))
         except BlobStoreError as exc:
-            assert str(tmp_path) in str(exc)
+            assert str(tmp_path) in str(exc)  # noqa: PT017 - recovering is as good
             assert (index.read_bytes() if index.exists() else None) == left
     assert len(blob_files(store)) == 20
 

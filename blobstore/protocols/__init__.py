@@ -1,0 +1,55 @@
+"""The three interfaces that carry everything: object stores, metadata backends, handlers.
+
+Each is an abstract class with a small core to write and defaults for the rest. What an
+implementation must do beyond the signatures is written as tests in `blobstore.testing`.
+"""
+
+from blobstore.protocols.handler import (
+    Encoding,
+    Handler,
+    Plan,
+    PlannedPart,
+    StoredPart,
+    WriteOptions,
+)
+from blobstore.protocols.metadata_backend import (
+    CommitResult,
+    Copy,
+    Delete,
+    Expected,
+    MetadataBackend,
+    Operation,
+    Patch,
+    Put,
+    check_expected,
+)
+from blobstore.protocols.object_store import (
+    BlobBackend,
+    Capabilities,
+    Leftover,
+    ObjectStore,
+    check_range,
+)
+
+__all__ = [
+    "BlobBackend",
+    "Capabilities",
+    "CommitResult",
+    "Copy",
+    "Delete",
+    "Encoding",
+    "Expected",
+    "Handler",
+    "Leftover",
+    "MetadataBackend",
+    "ObjectStore",
+    "Operation",
+    "Patch",
+    "Plan",
+    "PlannedPart",
+    "Put",
+    "StoredPart",
+    "WriteOptions",
+    "check_expected",
+    "check_range",
+]

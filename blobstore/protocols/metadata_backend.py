@@ -1,0 +1,272 @@
+"""MetadataBackend: the index; and the operations that change it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Literal, Self
+
+from blobstore.entry import Blob, Entry, EntryDraft
+from blobstore.errors import (
+    ConflictError,
+    KeyExistsError,
+    KeyNotFoundError,
+    NotSupportedError,
+)
+from blobstore.query import Query
+
+Expected = int | Entry | Literal["any", "absent", "present"]
+"""What must be true of the key at commit: a version, an entry's id and version, or one of
+"any" (nothing), "absent" (`KeyExistsError` if it is taken), "present" (`KeyNotFoundError` if not)."""
+
+
+def check_expected(key: str, entry: Entry | None, expected: Expected) -> None:
+    """Compare what an operation expects of a key with what there is.
+
+    Parameters
+    ----------
+    key : str
+    entry : Entry or None
+        What the key is now.
+    expected : Expected
+
+    Raises
+    ------
+    KeyExistsError, KeyNotFoundError, ConflictError
+
+    Examples
+    --------
+    >>> check_expected("model", None, 3)
+    Traceback (most recent call last):
+    ...
+    blobstore.errors.ConflictError: 'model' was expected at version 3, but it does not exist: read it again
+    """
+    if expected == "any":
+        return
+    if expected == "absent":
+        if entry is not None:
+            raise KeyExistsError(
+                f"there is an entry {key!r} already, at version {entry.version}: choose another "
+                "key, or allow overwriting",
+                key=key,
+            )
+        return
+    if expected == "present":
+        if entry is None:
+            raise KeyNotFoundError(f"there is no entry {key!r}", key=key)
+        return
+    _check_version(key, entry, expected)
+
+
+def _check_version(key: str, entry: Entry | None, expected: int | Entry) -> None:
+    wanted = expected.version if isinstance(expected, Entry) else expected
+    if entry is None:
+        raise ConflictError(
+            f"{key!r} was expected at version {wanted}, but it does not exist: read it again",
+            key=key,
+        )
+    if isinstance(expected, Entry) and expected.id != entry.id:
+        raise ConflictError(
+            f"{key!r} was deleted and stored anew since it was read at version {wanted} (it is at "
+            f"version {entry.version} now): read it again",
+            key=key,
+        )
+    if entry.version != wanted:
+        raise ConflictError(
+            f"{key!r} was expected at version {wanted}, but is at {entry.version}: read it again",
+            key=key,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Set a key to a new object.
+
+    Parts of `draft` whose location is in `reused` are blobs that the writer believes to be live;
+    every other located part is a new blob, to be entered as live.
+    """
+
+    draft: EntryDraft
+    reused: frozenset[str] = frozenset()
+    expected: Expected = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove a key."""
+
+    key: str
+    expected: Expected = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Set `target` to what `source` is, sharing its blobs.
+
+    A fresh entry at version 1, unless it replaces one. With `move`, `source` goes in the same
+    commit.
+    """
+
+    source: str
+    target: str
+    now_us: int
+    overwrite: bool = True
+    move: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Change the metadata of a key: shallow merge of `metadata_text`, or `replace` all of it."""
+
+    key: str
+    metadata_text: str
+    now_us: int
+    replace: bool = False
+    expected: Expected = "any"
+
+
+Operation = Put | Delete | Copy | Patch
+
+
+@dataclass(frozen=True, slots=True)
+class CommitResult:
+    """What a commit did.
+
+    Attributes
+    ----------
+    entries : tuple of (Entry or None)
+        For each operation the entry as it is now; for `Delete` the entry that was removed; None
+        where the key was absent and the operation allowed that (`Delete`, `Patch`, `Copy`).
+    condemned : tuple of str
+        Locations that the commit left unreferenced: new blobs that lost to a live one of the same
+        digest, and blobs of replaced or deleted entries. Their bytes are to be deleted.
+    missing : tuple of str
+        Reused blobs that are not live, and new locations that were condemned meanwhile. If there
+        are any, nothing was committed: write those parts again and commit anew.
+    """
+
+    entries: tuple[Entry | None, ...] = ()
+    condemned: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+
+class MetadataBackend(ABC):
+    """The index: holds entries, answers queries, never touches bytes.
+
+    All methods may be called from several threads and processes at once; a forked child and a
+    pickled copy work. Entries are given in the order of their keys, by code point.
+    """
+
+    inline_max_bytes: ClassVar[int] = 0
+    """Up to how many stored bytes a value is better kept in this index than in a blob."""
+
+    @classmethod
+    def for_folder(cls, directory: Path, *, fsync: bool = False, readonly: bool = False) -> Self:
+        """Open or make the index of a BlobStore in `directory`, when it is asked for by name."""
+        raise NotSupportedError(f"{cls.__name__} keeps no index in a folder: give an instance")
+
+    @property
+    @abstractmethod
+    def store_id(self) -> str:
+        """32 hexadecimal digits, made once with the index and never changed."""
+
+    @abstractmethod
+    def commit(self, operations: Sequence[Operation], commit_id: str) -> CommitResult:
+        """Apply operations in order, all or nothing.
+
+        References to blobs are counted at the end, so one operation may drop a blob that a later
+        one reuses. Committing the same operations under the same `commit_id` again, after it
+        landed, changes nothing and answers with the same entries, as long as an entry that it
+        wrote still has that commit_id; a commit that only deleted leaves none behind.
+
+        Raises
+        ------
+        KeyExistsError, KeyNotFoundError, ConflictError
+            An expectation of an operation does not hold; nothing was changed.
+        UnavailableError, OutOfSpaceError, PermissionDeniedError
+            The index could not be written (or was opened readonly); nothing was changed, unless
+            `outcome` is "unknown".
+        """
+
+    @abstractmethod
+    def get(self, key: str) -> Entry | None:
+        """The entry of a key, or None."""
+
+    @abstractmethod
+    def get_many(self, keys: Iterable[str]) -> dict[str, Entry]:
+        """The entries of those keys that exist."""
+
+    @abstractmethod
+    def scan(self, query: Query) -> Iterator[Entry]:
+        """Entries that match, in the order of their keys, read page by page."""
+
+    def keys(self, query: Query) -> Iterator[str]:
+        """Keys that match, in order."""
+        return (entry.key for entry in self.scan(query))
+
+    def count(self, query: Query) -> int:
+        """How many entries match."""
+        return sum(1 for _ in self.keys(query))
+
+    @abstractmethod
+    def find_digests(self, digests: Iterable[str]) -> dict[str, Blob]:
+        """Live blobs by digest: a hint, true at commit or reported there as missing."""
+
+    @abstractmethod
+    def blobs(self) -> Iterator[Blob]:
+        """All blobs that the index knows: live, condemned and pending."""
+
+    @abstractmethod
+    def known(self, locations: Iterable[str]) -> set[str]:
+        """Those of the locations that the index has a blob row for, in whatever state."""
+
+    @abstractmethod
+    def announce(self, blobs: Iterable[Blob]) -> None:
+        """Enter blobs as pending before they are written, for stores that cannot list.
+
+        A location that is known already stays as it is.
+        """
+
+    @abstractmethod
+    def condemn(self, locations: Iterable[str], now_us: int) -> list[str]:
+        """Mark locations as condemned, those that no entry refers to; unknown ones are entered.
+
+        Returns
+        -------
+        list of str
+            Those that are condemned now: their bytes may be deleted.
+        """
+
+    @abstractmethod
+    def condemned(self) -> list[Blob]:
+        """Blobs whose bytes are to be deleted, or already were."""
+
+    @abstractmethod
+    def forget(self, locations: Iterable[str]) -> None:
+        """Drop the rows of these locations, of those only that are condemned."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Return once all commits so far would survive a power cut."""
+
+    @abstractmethod
+    def check(self) -> list[str]:
+        """Look for damage in the index itself; one line for each problem."""
+
+    def stats(self) -> Mapping[str, Any]:
+        """Facts about the index: its kind, place, schema version."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of files and connections. Calling it again does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
