@@ -23,7 +23,6 @@ The whole index is held in memory and read at opening: it is made for small stor
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import threading
@@ -36,6 +35,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from blobstore.backends.metadata.journal import Journal, WriterLock, checksum
+from blobstore.backends.metadata.snapshot import (
+    FORMAT_VERSION,
+    damaged,
+    journal_name,
+    parse_snapshot,
+    write_snapshot,
+)
 from blobstore.backends.metadata.state import (
     Changes,
     IndexState,
@@ -60,15 +66,10 @@ from blobstore.keys import random_id
 from blobstore.protocols import CommitResult, Copy, Delete, MetadataBackend, Operation, Put
 from blobstore.query import Query, matches_metadata
 
-FORMAT = "blobstore-index"
-FORMAT_VERSION = 1
-
 _SNAPSHOT = "cache_metadata.json"
 _TEMPORARY = "cache_metadata.json.tmp"
 _LOCK = "cache_metadata.lock"
-_STORE_ID = re.compile(r"[0-9a-f]{32}")
 _JOURNAL = re.compile(r"cache_metadata\.([1-9][0-9]*)\.journal")
-_CHECKSUM = ',\n  "checksum": "'
 
 _PAGE = 256
 _REMEMBERED = 64
@@ -83,10 +84,6 @@ _CHEAP_SHARE = 4
 """`close` folds small stores always, and others if the journal has a quarter of the snapshot."""
 
 _Signature = tuple[int, int, int]
-
-
-def _journal_name(generation: int) -> str:
-    return f"cache_metadata.{generation}.journal"
 
 
 @dataclass(slots=True)
@@ -483,9 +480,9 @@ class JsonBackend(MetadataBackend):
         """Read snapshot and journal; `FileNotFoundError` if there is no snapshot."""
         while True:
             data, signature = _read_file(self._path)
-            header = _parse_snapshot(self._path, data)
+            header = parse_snapshot(self._path, data)
             store_id, generation = header["store_id"], header["generation"]
-            path = self._directory / _journal_name(generation)
+            path = self._directory / journal_name(generation)
             try:
                 journal = Journal(path, _seed(store_id, generation))
             except FileNotFoundError as exc:
@@ -505,7 +502,7 @@ class JsonBackend(MetadataBackend):
         try:
             state.apply_json(header)
         except IntegrityError as exc:
-            raise _damaged(self._path, str(exc)) from exc
+            raise damaged(self._path, str(exc)) from exc
         loaded = _Loaded(signature, generation, state, journal)
         _replay(loaded)
         self._store_id = store_id
@@ -621,25 +618,13 @@ class JsonBackend(MetadataBackend):
         return max([current, *used]) + 1
 
     def _make_journal(self, generation: int) -> Path:
-        path = self._directory / _journal_name(generation)
+        path = self._directory / journal_name(generation)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
         return path
 
     def _write_temporary(self, state: IndexState, generation: int, *, durable: bool) -> None:
-        header = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "store_id": state.store_id,
-            "generation": generation,
-            "journal": _journal_name(generation),
-            "next_id": state.next_id,
-        }
-        text = json.dumps(header, indent=2)[:-2] + ",\n" + "".join(state.document_lines())
-        body = text.encode("utf-8")
-        tail = f'{_CHECKSUM}{_checksum_text(body)}"\n}}\n'
         with (self._directory / _TEMPORARY).open("wb") as file:
-            file.write(body)
-            file.write(tail.encode("ascii"))
+            file.write(write_snapshot(state, generation))
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -656,7 +641,7 @@ class JsonBackend(MetadataBackend):
         """Remove what interrupted writers left, unless one is writing now."""
         assert self._loaded is not None
         names = [path.name for _, path in self._journals()]
-        if names == [_journal_name(self._loaded.generation)] and not self._has_temporary():
+        if names == [journal_name(self._loaded.generation)] and not self._has_temporary():
             return
         if self._lock.acquire(wait=False):
             try:
@@ -714,7 +699,7 @@ def _replay(loaded: _Loaded) -> None:
         try:
             loaded.state.apply_json(record)
         except IntegrityError as exc:
-            raise _damaged(journal.path, f"at byte {journal.mark.offset}, {exc}") from exc
+            raise damaged(journal.path, f"at byte {journal.mark.offset}, {exc}") from exc
 
 
 def _encode_utf8(changes: Changes) -> bytes:
@@ -735,70 +720,6 @@ def _written_key(operation: Operation) -> str | None:
     if isinstance(operation, Copy):
         return operation.target
     return None if isinstance(operation, Delete) else operation.key
-
-
-# --- the document --------------------------------------------------------------------------------
-
-
-def _checksum_text(body: bytes) -> str:
-    return f"xxh3-64:{checksum(body):016x}"
-
-
-def _parse_snapshot(path: Path, data: bytes) -> dict[str, Any]:
-    """The document, once it is sure to be ours and whole.
-
-    Raises
-    ------
-    IncompatibleStoreError
-        It belongs to another program, or to a newer version.
-    IntegrityError
-        It is damaged.
-    """
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as exc:
-        what = f"is no whole JSON document ({exc})" if data else "is empty"
-        raise _damaged(path, what) from exc
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise IncompatibleStoreError(
-            f"{path} is not an index of blobstore: another program made it. Choose another folder, "
-            "or move the file away"
-        )
-    version = document.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise IncompatibleStoreError(
-            f"{path} has format version {version}, and this blobstore knows {FORMAT_VERSION} at "
-            "most: upgrade blobstore"
-        )
-    _check_document(path, data, document)
-    return document
-
-
-def _check_document(path: Path, data: bytes, document: dict[str, Any]) -> None:
-    # One without the member was edited by hand, on purpose.
-    if "checksum" in document:
-        body = data[: max(0, data.rfind(_CHECKSUM.encode("ascii")))]
-        if document["checksum"] != _checksum_text(body):
-            raise _damaged(
-                path,
-                "does not match its checksum (if you edited it on purpose, remove the member "
-                '"checksum")',
-            )
-    generation, next_id, store_id = (document.get(n) for n in ("generation", "next_id", "store_id"))
-    if (
-        document.get("format_version") != FORMAT_VERSION
-        or not (isinstance(generation, int) and isinstance(next_id, int))
-        or not (isinstance(store_id, str) and _STORE_ID.fullmatch(store_id))
-        or document.get("journal") != _journal_name(generation)
-    ):
-        raise _damaged(path, "has a header that no version of blobstore writes")
-
-
-def _damaged(path: Path, what: str) -> IntegrityError:
-    return IntegrityError(
-        f"{path} {what}. It was left as it is: restore the folder from a backup, or move all "
-        "cache_metadata.* files away to start an empty index"
-    )
 
 
 # --- forks ---------------------------------------------------------------------------------------
