@@ -26,7 +26,6 @@ from blobstore.protocols import (
     MetadataBackend,
     ObjectStore,
     Operation,
-    PlannedPart,
     Put,
     WriteOptions,
     check_expected,
@@ -89,6 +88,7 @@ class _Staged:
     digests: list[str | None] = field(default_factory=list)
     parts: list[Part | None] = field(default_factory=list)
     reused: set[str] = field(default_factory=set)
+    unshared: set[int] = field(default_factory=set)
     written: list[str] = field(default_factory=list)
     key: str = ""
 
@@ -193,17 +193,21 @@ class Committer:
         staged = _Staged(request, planned)
         staged.parts = [None] * len(planned.plan.parts)
         staged.digests = [None] * len(planned.plan.parts)
-        if self._policy.digest is not None:
-            self._digest(staged, self._policy.digest)
+        # What may end up in the index row is shared with nothing, and needs no digest yet.
+        if request.key is None or not self._may_be_inline(staged):
+            self._digest_all(staged)
         staged.key = request.key or self._generate_key(staged)
         return staged
 
-    def _digest(self, staged: _Staged, algorithm: str) -> None:
-        for i, part in enumerate(staged.planned.plan.parts):
-            if staged.request.key is not None and self._may_be_inline(staged):
-                continue  # it needs no name, and what is inline is not shared
-            hasher = digests.new_digest(algorithm)
-            part.digest(hasher)
+    def _digest_all(self, staged: _Staged) -> None:
+        for i in range(len(staged.digests)):
+            self._digest(staged, i)
+
+    def _digest(self, staged: _Staged, i: int) -> None:
+        """Find the digest of a part, where content addressing is on, at most once."""
+        if self._policy.digest is not None and staged.digests[i] is None:
+            hasher = digests.new_digest(self._policy.digest)
+            staged.planned.plan.parts[i].digest(hasher)
             staged.digests[i] = hasher.hexdigest()
 
     def _generate_key(self, staged: _Staged) -> str:
@@ -221,7 +225,7 @@ class Committer:
         parts = staged.planned.plan.parts
         # What compresses by more than this is rare, and only costs a buffer to find out.
         limit = self._policy.options.inline_max_bytes * 8
-        return len(parts) == 1 and parts[0].size_hint <= limit
+        return limit > 0 and len(parts) == 1 and parts[0].size_hint <= limit
 
     # --- writing blobs ---
 
@@ -244,26 +248,31 @@ class Committer:
         known = self._index.find_digests({content for _, _, content in wanted})
         for item, i, content in wanted:
             blob = known.get(content)
-            planned = item.planned.plan.parts[i]
-            if blob is not None and blob.handler == planned.handler:
-                item.parts[i] = Part(planned.name, blob)
+            if blob is None or blob.handler != item.planned.plan.parts[i].handler:
+                continue
+            if self._objects.exists(blob.location):
+                item.parts[i] = Part(item.planned.plan.parts[i].name, blob)
                 item.reused.add(blob.location)
+            else:
+                # The bytes of that content were lost. Sharing the row would store nothing.
+                item.unshared.add(i)
 
     def _write_part(self, staged: _Staged, i: int) -> None:
-        planned = staged.planned.plan.parts[i]
-        limit = self._policy.options.inline_max_bytes
-        if limit and self._may_be_inline(staged):
-            staged.parts[i] = self._encode_small(staged, i, planned, limit)
-        else:
-            staged.parts[i] = self._write_blob(staged, i, planned)
+        part = self._encode_small(staged, i) if self._may_be_inline(staged) else None
+        if part is None and staged.digests[i] is None and self._policy.digest is not None:
+            self._digest(staged, i)
+            self._reuse_known([staged])
+            part = staged.parts[i]
+        staged.parts[i] = part or self._write_blob(staged, i)
 
-    def _encode_small(self, staged: _Staged, i: int, planned: PlannedPart, limit: int) -> Part:
-        """Encode in memory; keep it in the index if it is small enough."""
+    def _encode_small(self, staged: _Staged, i: int) -> Part | None:
+        """Encode in memory, to be kept in the index; None if that is too large."""
+        planned = staged.planned.plan.parts[i]
         with MemorySink() as sink:
             planned.write(sink)
         payload = sink.content
-        if len(payload) > limit:
-            return self._write_blob(staged, i, planned)
+        if len(payload) > self._policy.options.inline_max_bytes:
+            return None
         hasher = digests.new_checksum(executable=planned.executable)
         hasher.update(payload)
         blob = Blob(
@@ -276,7 +285,15 @@ class Committer:
         )
         return Part(planned.name, blob, payload)
 
-    def _write_blob(self, staged: _Staged, i: int, planned: PlannedPart) -> Part:
+    def _write_blob(self, staged: _Staged, i: int) -> Part:
+        """Write a part under a fresh location, again if its temporary file was collected."""
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(UnavailableError):
+                return self._write_blob_once(staged, i)
+        return self._write_blob_once(staged, i)
+
+    def _write_blob_once(self, staged: _Staged, i: int) -> Part:
+        planned = staged.planned.plan.parts[i]
         encoding = planned.encoding()
         wanted = keys.new_location(encoding.extension)
         blob = Blob(
@@ -286,7 +303,7 @@ class Committer:
             codec=encoding.codec,
             handler=planned.handler,
             format_version=planned.format_version,
-            digest=staged.digests[i],
+            digest=None if i in staged.unshared else staged.digests[i],
             created_us=now_us(),
         )
         if self._announces:

@@ -147,6 +147,11 @@ def _index_kind(
     root: Path, backend: str | MetadataBackend | None, described: Description | None
 ) -> str:
     there = _existing(root, described)
+    if described is not None and there not in (_ELSEWHERE, *metadata_backends.names()):
+        raise IncompatibleStoreError(
+            f"{root / DESCRIPTION} says that the index is of the kind {there!r}, which is not known "
+            "here: install the package that offers it, or restore the file from a backup"
+        )
     if isinstance(backend, MetadataBackend):
         wanted: str | None = _ELSEWHERE
     elif isinstance(backend, str):
@@ -269,14 +274,16 @@ def read_description(root: Path) -> Description | None:
             f"{path} is damaged ({exc}): restore it from a backup, or remove it if the index beside "
             "it is whole, and it will be written anew"
         ) from exc
-    try:
-        described = Description(**{name: fields[name] for name in Description.__slots__})
-        newer = described.least_reader > FORMAT
-    except (TypeError, KeyError) as exc:
+    expected = Description.__annotations__
+    if not isinstance(fields, dict) or any(
+        type(fields.get(name)).__name__ != kind for name, kind in expected.items()
+    ):
         raise IncompatibleStoreError(
-            f"{path} was not written by blobstore: choose another cache_dir"
-        ) from exc
-    if newer:
+            f"{path} does not say what blobstore writes there ({', '.join(expected)}): choose "
+            "another cache_dir, or restore the file from a backup"
+        )
+    described = Description(**{name: fields[name] for name in expected})
+    if described.least_reader > FORMAT:
         raise IncompatibleStoreError(
             f"{root} was made by {described.created_by} in format {described.format}; this version "
             f"reads up to {FORMAT}: upgrade blobstore"

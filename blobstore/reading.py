@@ -11,18 +11,25 @@ import functools
 import io
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
 
 from blobstore import digest
 from blobstore.entry import Entry, Part
-from blobstore.errors import IntegrityError, KeyNotFoundError, UntrustedTypeError
+from blobstore.errors import (
+    HandlerError,
+    IntegrityError,
+    KeyNotFoundError,
+    UntrustedTypeError,
+)
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, StoredPart
 from blobstore.registry import HandlerSet
 from blobstore.streams import CHUNK, BytesSource, Source
 
-_IN_MEMORY = 32 << 20
-"""Blobs up to this size are read once, into memory, and checked there."""
+_IN_MEMORY = 1 << 20
+"""Blobs up to this size are read once, into memory, and checked there. Larger ones are read twice,
+from the page cache, because fresh memory for all of one costs more than that."""
 
 _ATTEMPTS = 10
 
@@ -77,7 +84,7 @@ class Reader:
                     part.name: self._checked(current, part, source, handler)
                     for part, source in zip(current.parts, sources, strict=True)
                 }
-                with _gone_as_superseded():
+                with _reading(current.key):
                     return handler.read(parts, _info(current.info_text), **options)
         raise AssertionError("_versions ends by raising")
 
@@ -88,7 +95,8 @@ class Reader:
         if self._verify or handler.runs_code:
             _verify_bytes(entry.key, part, data)
         stored = _stored(part, BytesSource(data))
-        return handler.read({part.name: stored}, _info(entry.info_text), **options)
+        with _reading(entry.key):
+            return handler.read({part.name: stored}, _info(entry.info_text), **options)
 
     def open(self, entry: Entry) -> BinaryIO:
         """Open the object as a file; its bytes are checked when they were read to the end.
@@ -170,13 +178,8 @@ class Reader:
         return self._objects.source(part.blob.location)
 
     def _checked(self, entry: Entry, part: Part, source: Source, handler: Handler) -> StoredPart:
-        if part.payload is not None or source.size <= _IN_MEMORY:
-            data = source.read()
-            if self._verify or handler.runs_code:
-                _verify_bytes(entry.key, part, data)
-            return _stored(part, BytesSource(data))
         if self._verify or handler.runs_code:
-            _verify_stream(entry.key, part, source)
+            source = CheckedSource(source, entry.key, part, again=handler.runs_code)
         return _stored(part, source)
 
 
@@ -191,12 +194,24 @@ class _SupersededError(Exception):
     """A blob is gone; the entry may have moved on."""
 
 
-@contextlib.contextmanager
-def _gone_as_superseded() -> Iterator[None]:
-    try:
-        yield
-    except KeyNotFoundError as exc:
-        raise _SupersededError from exc
+class _reading:  # noqa: N801 - used like a function, in a with statement
+    """Says of which key the errors of a handler are; takes a vanished blob as superseded."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: object
+    ) -> None:
+        if isinstance(exc, KeyNotFoundError):
+            raise _SupersededError from exc
+        if isinstance(exc, HandlerError) and exc.key is None:
+            raise type(exc)(f"{self._key!r} cannot be loaded: {exc}", key=self._key) from exc
 
 
 def _stored(part: Part, source: Source) -> StoredPart:
@@ -230,6 +245,64 @@ def _compare(key: str, part: Part, size: int, checksum: str) -> None:
         key=key,
         location=blob.location or None,
     )
+
+
+class CheckedSource(Source):
+    """Gives nothing before all stored bytes were compared with their checksum.
+
+    Parameters
+    ----------
+    source : Source
+    key : str
+    part : Part
+    again : bool
+        Check large blobs once more while they are being read, so that bytes which are changed
+        between the check and the reading are noticed too.
+    """
+
+    def __init__(self, source: Source, key: str, part: Part, *, again: bool) -> None:
+        self._source = source
+        self._key = key
+        self._part = part
+        self._again = again
+        self._verified = False
+        self.size = source.size
+
+    def read(self) -> bytes:
+        """Read and check all bytes."""
+        data = self._source.read()
+        _verify_bytes(self._key, self._part, data)
+        return data
+
+    def open(self) -> BinaryIO:
+        """Open, once the bytes were checked."""
+        if self.size <= _IN_MEMORY:
+            return io.BytesIO(self.read())
+        self._check()
+        if self._again:
+            return CheckingSource(self._source, self._key, self._part).open()
+        return self._source.open()
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Read a range of bytes, all of which were checked."""
+        self._check()
+        return self._source.read_range(start, stop)
+
+    @contextlib.contextmanager
+    def path(self) -> Iterator[Path]:
+        """Lend a file whose bytes were checked."""
+        self._check()
+        with self._source.path() as path:
+            yield path
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+    def _check(self) -> None:
+        if not self._verified:
+            _verify_stream(self._key, self._part, self._source)
+            self._verified = True
 
 
 class CheckingSource(Source):

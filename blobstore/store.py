@@ -126,6 +126,8 @@ class BlobStore(MutableMapping[str, Any]):
         algorithm = _digest_algorithm(content_addressable)
         if pickle not in _PICKLE:
             raise ConfigError(f"pickle must be one of {', '.join(_PICKLE)}, not {pickle!r}")
+        if inline_max_bytes is not None:
+            _check_inline(inline_max_bytes)
         own_handlers = tuple(handlers or ())
         self._handlers = HandlerSet(own_handlers)
         self._readonly = bool(readonly)
@@ -183,12 +185,10 @@ class BlobStore(MutableMapping[str, Any]):
             raise
 
     def _inline_limit(self, asked: int | None, blob_backend: Any) -> int:
-        if asked is None:
-            default = blob_backend in (None, "filesystem")
-            return self._index.inline_max_bytes if default else 0
-        if type(asked) is int and asked >= 0:
+        if asked is not None:
             return asked
-        raise ConfigError(f"inline_max_bytes is a number of bytes, 0 or more, not {asked!r}")
+        default = blob_backend in (None, "filesystem")
+        return self._index.inline_max_bytes if default else 0
 
     # --- storing ---
 
@@ -657,6 +657,11 @@ class BlobStore(MutableMapping[str, Any]):
         self.close()
 
     def __reduce__(self) -> tuple[Callable[..., BlobStore], tuple[dict[str, Any]]]:
+        if not self._objects.capabilities.persistent:
+            raise NotSupportedError(
+                f"the bytes of {self!r} are in the memory of this process, where a copy elsewhere "
+                "could not read them: keep them in another blob_backend"
+            )
         return _reopen, (self._arguments,)
 
     def __repr__(self) -> str:
@@ -681,6 +686,11 @@ class BlobStore(MutableMapping[str, Any]):
 
 def _reopen(arguments: dict[str, Any]) -> BlobStore:
     return BlobStore(**arguments)
+
+
+def _check_inline(asked: object) -> None:
+    if type(asked) is not int or asked < 0:
+        raise ConfigError(f"inline_max_bytes must be a number of bytes, 0 or more, not {asked!r}")
 
 
 def _digest_algorithm(asked: object) -> str | None:

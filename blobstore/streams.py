@@ -17,7 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 
-from blobstore.errors import InvalidInputError, KeyNotFoundError, from_os_error
+from blobstore.errors import (
+    InvalidInputError,
+    KeyNotFoundError,
+    UnavailableError,
+    from_os_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -199,7 +204,13 @@ class HashingSink(Sink):
     def commit(self) -> None:
         """Hash a lent file, then publish."""
         if self._path is not None:
-            self.size = hash_file(self._path, self._hasher)
+            try:
+                self.size = hash_file(self._path, self._hasher)
+            except FileNotFoundError as exc:
+                raise UnavailableError(
+                    f"the temporary file {self._path} was never made, or was removed while it was "
+                    "written: try again"
+                ) from exc
         self._inner.commit()
         self.location = self._inner.location
 

@@ -145,10 +145,10 @@ def _load_bytes(data: bytes, unpickler: Callable[..., pickle.Unpickler]) -> Any:
 
 
 def _load_stream(stream: BinaryIO, unpickler: Callable[..., pickle.Unpickler]) -> Any:
+    """Read all bytes before any is unpickled: their checksum is compared at the end."""
     start = stream.read(len(MAGIC))
     if start != MAGIC:
-        stream.seek(0)
-        return unpickler(stream).load()
+        return unpickler(io.BytesIO(start + stream.read())).load()
     length, count = struct.unpack("<QI", stream.read(12))
     sizes = struct.unpack(f"<{count}Q", stream.read(8 * count))
     pickled = _exactly(stream, length)

@@ -14,6 +14,7 @@ from blobstore.errors import (
     InvalidKeyError,
     KeyNotFoundError,
     from_os_error,
+    UnavailableError,
 )
 
 Name = tuple[str, ...]
@@ -53,6 +54,12 @@ class PathErrors:
         if exc.errno in _MISSING and not writing:
             return KeyNotFoundError(
                 f"there is no object {location!r} in {self._root}", location=location
+            )
+        if exc.errno == errno.ENOENT:
+            return UnavailableError(
+                f"the temporary file for {path} was removed while it was written, by gc or by hand: "
+                "try again",
+                location=location,
             )
         if exc.errno == errno.ENAMETOOLONG:
             return InvalidKeyError(
