@@ -404,8 +404,11 @@ def _read_options(options: Mapping[str, Any]) -> list[Any] | None:
 def _decoding(source: Source) -> Iterator[Any]:
     """Open a Parquet file; whatever is wrong with it is a `DecodeError`."""
     try:
-        with source.open() as raw, pa.PythonFile(raw, mode="r") as file:
-            yield file
+        if source.size <= _READ_BYTES:
+            yield pa.BufferReader(source.read())
+            return
+        with source.path() as path, pa.OSFile(str(path)) as file:
+            yield file  # Arrow reads by itself, in threads of its own
     except BlobStoreError:
         raise
     except OSError as exc:
