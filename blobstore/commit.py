@@ -11,7 +11,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,7 +19,12 @@ from typing import Any, TypeVar
 from blobstore import digest as digests
 from blobstore import keys
 from blobstore.entry import Blob, Entry, EntryDraft, Part, now_us
-from blobstore.errors import BlobStoreError, KeyExistsError, StorageError, UnavailableError
+from blobstore.errors import (
+    BlobStoreError,
+    KeyExistsError,
+    KeyNotFoundError,
+    UnavailableError,
+)
 from blobstore.protocols import (
     CommitResult,
     Expected,
@@ -52,13 +57,17 @@ class WritePolicy:
     options : WriteOptions
     digest : str or None
         Algorithm of content addressing; None where it is off.
-    sync : bool
-        Whether superseded blobs wait until their successors and the index are on disk.
+    fsync : bool
+        Whether an acknowledged change is on disk. Without it, superseded blobs are deleted only
+        once their successors and the index are.
+    syncs_itself : bool
+        Whether index and object store were made to sync each write before they answer.
     """
 
     options: WriteOptions
     digest: str | None
-    sync: bool
+    fsync: bool
+    syncs_itself: bool
 
 
 @dataclass(slots=True)
@@ -141,7 +150,7 @@ class Committer:
             return self._write_and_commit(staged)
         for _ in range(_ATTEMPTS):
             kept = self._index.get_many(item.key for item in staged if item.request.keeps)
-            new = [item for item in staged if not (item.request.keeps and item.key in kept)]
+            new = _without_kept(staged, kept)
             try:
                 done = {entry.key: entry for entry in self._write_and_commit(new)}
             except KeyExistsError as exc:
@@ -170,12 +179,15 @@ class Committer:
     def apply(self, operations: Sequence[Operation]) -> CommitResult:
         """Commit changes that write no blob (delete, copy, patch), and clean up after them."""
         result = self._index.commit(operations, keys.random_id())
-        self._reap(result.condemned, ())
+        self._settle(result)
         return result
 
     def close(self) -> None:
         """Drop the rows of blobs whose bytes are gone."""
-        self._forget()
+        try:
+            self._forget()
+        except BlobStoreError as exc:
+            logger.warning("left the rows of deleted blobs to gc: %s", exc)
 
     # --- staging ---
 
@@ -206,8 +218,10 @@ class Committer:
     def _digest(self, staged: _Staged, i: int) -> None:
         """Find the digest of a part, where content addressing is on, at most once."""
         if self._policy.digest is not None and staged.digests[i] is None:
+            part = staged.planned.plan.parts[i]
             hasher = digests.new_digest(self._policy.digest)
-            staged.planned.plan.parts[i].digest(hasher)
+            hasher.update(f"{part.handler}\0".encode())
+            part.digest(hasher)
             staged.digests[i] = hasher.hexdigest()
 
     def _generate_key(self, staged: _Staged) -> str:
@@ -250,12 +264,18 @@ class Committer:
             blob = known.get(content)
             if blob is None or blob.handler != item.planned.plan.parts[i].handler:
                 continue
-            if self._objects.exists(blob.location):
+            if self._is_whole(blob):
                 item.parts[i] = Part(item.planned.plan.parts[i].name, blob)
                 item.reused.add(blob.location)
             else:
-                # The bytes of that content were lost. Sharing the row would store nothing.
+                # Those bytes were lost. Sharing the row would store nothing.
                 item.unshared.add(i)
+
+    def _is_whole(self, blob: Blob) -> bool:
+        try:
+            return self._objects.stat(blob.location).size == blob.size
+        except KeyNotFoundError:
+            return False
 
     def _write_part(self, staged: _Staged, i: int) -> None:
         part = self._encode_small(staged, i) if self._may_be_inline(staged) else None
@@ -315,6 +335,8 @@ class Committer:
         location = sink.location or wanted
         staged.written.append(location)
         if location != wanted and self._announces:
+            # The store chose the place: only the few steps since then are not covered.
+            self._index.announce([blob._replace(location=location, state="pending")])
             self._index.forget(self._index.condemn([wanted], now_us()))
         return Part(
             planned.name,
@@ -333,8 +355,7 @@ class Committer:
             operations = [self._operation(item) for item in staged]
             result = self._commit(staged, operations, commit_id)
             if not result.missing:
-                written = [x for item in staged for x in item.written]
-                self._reap(result.condemned, written)
+                self._settle(result)
                 return [entry for entry in result.entries if entry is not None]
             try:
                 self._drop_missing(staged, set(result.missing))
@@ -370,12 +391,22 @@ class Committer:
         self, staged: Sequence[_Staged], operations: Sequence[Put], commit_id: str
     ) -> CommitResult:
         try:
+            if self._policy.fsync:
+                self._objects.sync(self._unsynced(operations))
             return self._index.commit(operations, commit_id)
         except BlobStoreError as exc:
             # Where it may have landed after all, the bytes are left to gc.
             if not (isinstance(exc, UnavailableError) and exc.outcome == "unknown"):
                 self._discard(staged)
             raise
+
+    def _unsynced(self, operations: Sequence[Put]) -> Iterator[str]:
+        """Blobs of a put that may not be on disk: shared ones, whose writers may not have cared."""
+        for put in operations:
+            for part in put.draft.parts:
+                location = part.blob.location
+                if location and (location in put.reused or not self._policy.syncs_itself):
+                    yield location
 
     def _drop_missing(self, staged: Sequence[_Staged], missing: set[str]) -> None:
         for item in staged:
@@ -386,42 +417,61 @@ class Committer:
 
     # --- cleaning up ---
 
-    def _discard(self, staged: Iterable[_Staged]) -> None:
+    def _discard(self, staged: Sequence[_Staged]) -> None:
         """Remove what a failed put wrote; what cannot be removed is left to gc."""
-        written = [location for item in staged for location in item.written]
+        written: set[str] = set()
+        for item in staged:
+            written.update(item.written)
+            item.written = []
         if not written:
             return
+        self._drop_missing(staged, written)  # another attempt has to write them again
         try:
             self._objects.delete_many(written)
-        except StorageError as exc:
+        except BlobStoreError as exc:
             logger.warning("left %d blobs of a failed put to gc: %s", len(written), exc)
 
-    def _reap(self, condemned: Sequence[str], written: Sequence[str]) -> None:
-        """Delete the bytes that a commit left unreferenced.
+    def _settle(self, result: CommitResult) -> None:
+        """Do what follows a commit; it stands, whatever happens here.
 
-        First what took their place, and the index that says so, have to be on disk: otherwise a
-        power cut could leave the old index without the old bytes.
+        Before superseded bytes are deleted, what took their place and the index that says so have
+        to be on disk: otherwise a power cut could leave the old index without the old bytes.
         """
-        if not condemned:
-            return
+        gone = set(result.condemned)
         try:
-            if self._policy.sync:
-                gone = set(condemned)
-                self._objects.sync(x for x in written if x not in gone)
+            if self._policy.fsync and not self._policy.syncs_itself:
                 self._index.sync()
-            self._objects.delete_many(condemned)
-        except StorageError as exc:
-            # The commit stands. The rows stay condemned, and gc tries again.
-            logger.warning("left %d superseded blobs to gc: %s", len(condemned), exc)
-            return
-        self._deleted.extend(condemned)
-        if len(self._deleted) >= _FORGET_AT:
-            self._forget()
+            elif gone and not self._policy.fsync:
+                entries = [entry for entry in result.entries if entry is not None]
+                placed = {location for entry in entries for location in entry.locations}
+                self._objects.sync(placed - gone)
+                self._index.sync()
+            if gone:
+                self._objects.delete_many(gone)
+                self._deleted.extend(gone)
+            if len(self._deleted) >= _FORGET_AT:
+                self._forget()
+        except BlobStoreError as exc:
+            if self._policy.fsync and not gone:
+                raise  # the put was promised to be on disk
+            # The rows stay condemned, and gc tries again.
+            logger.warning("left %d superseded blobs to gc: %s", len(gone), exc)
 
     def _forget(self) -> None:
         """Drop the index rows of blobs whose bytes were deleted, many in one commit."""
         deleted, self._deleted = self._deleted, []
-        if not deleted:
-            return
-        with contextlib.suppress(UnavailableError):  # gc forgets them later
+        if deleted:
             self._index.forget(deleted)
+
+
+def _without_kept(staged: Sequence[_Staged], kept: Mapping[str, Entry]) -> list[_Staged]:
+    """Leave out content that is there already, or that the same call brings twice."""
+    brought = {item.key for item in staged if not item.request.keeps}
+    new = []
+    for item in staged:
+        if item.request.keeps:
+            if item.key in kept or item.key in brought:
+                continue
+            brought.add(item.key)
+        new.append(item)
+    return new

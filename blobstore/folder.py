@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -124,6 +125,23 @@ def open_index(
         )
     else:
         index = metadata_backends.get(kind).for_folder(root, fsync=fsync, readonly=readonly)
+    try:
+        return index, _agree(root, index, described, kind, readonly=readonly)
+    except BaseException:
+        if index is not backend:
+            index.close()
+        raise
+
+
+def _agree(
+    root: Path,
+    index: MetadataBackend,
+    described: Description | None,
+    kind: str,
+    *,
+    readonly: bool,
+) -> Description:
+    """Make sure that folder and index are of one store; describe a folder that is new."""
     store_id = index.store_id
     if described is None:
         files = _index_files(root)
@@ -133,14 +151,12 @@ def open_index(
             _write_description(root, described)
             described = read_description(root) or described  # another process may have been first
     if described.store_id != store_id:
-        if index is not backend:
-            index.close()
         raise IncompatibleStoreError(
             f"the folder {root} belongs to the store {described.store_id}, the index that was "
             f"opened to {store_id}: give the backend that this folder was made with, or another "
             "folder"
         )
-    return index, described
+    return described
 
 
 def _index_kind(
@@ -301,9 +317,18 @@ def _write_description(root: Path, described: Description) -> None:
             file.write("\n")
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+        _publish(temporary, path)
     except OSError as exc:
         raise from_os_error(exc, f"writing {path}") from exc
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS) or path.exists():
+            raise
+        temporary.replace(path)  # a file system without hard links

@@ -5,10 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from blobstore.entry import Blob, now_us
-from blobstore.errors import IntegrityError, InvalidInputError, KeyNotFoundError
+from blobstore.entry import Blob, Entry, now_us
+from blobstore.errors import (
+    IntegrityError,
+    InvalidInputError,
+    KeyNotFoundError,
+    StorageError,
+)
 from blobstore.keys import is_location
 from blobstore.protocols import MetadataBackend, ObjectStore
 from blobstore.query import Query
@@ -28,7 +33,7 @@ class Problem:
 
     Attributes
     ----------
-    kind : {"index", "missing", "size", "checksum"}
+    kind : {"index", "missing", "size", "checksum", "unreadable"}
     key : str or None
         The first key that is affected.
     location : str or None
@@ -127,13 +132,8 @@ def verify(
         seen.update(fresh)
         if deep and (fresh or entry.inline):
             read += entry.size
-            try:
-                reader.check(entry)
-            except IntegrityError as exc:
-                kind = "checksum" if exc.location is None else _what(objects, exc.location)
-                problems.append(Problem(kind, entry.key, exc.location, exc.message))
-            except KeyNotFoundError:
-                continue  # deleted meanwhile
+            if (problem := _read_through(reader, objects, entry)) is not None:
+                problems.append(problem)
             continue
         sizes = {part.blob.location: part.blob.size for part in entry.parts}
         for location in fresh:
@@ -149,6 +149,20 @@ def verify(
                 Problem(kind, entry.key, location, f"{entry.key!r}: its blob {location} {said}")
             )
     return VerifyReport(entries, len(seen), read, tuple(problems))
+
+
+def _read_through(reader: Reader, objects: ObjectStore, entry: Entry) -> Problem | None:
+    """Read all of an entry; what is wrong with it, if anything is."""
+    try:
+        reader.check(entry)
+    except IntegrityError as exc:
+        kind = "checksum" if exc.location is None else _what(objects, exc.location)
+        return Problem(kind, entry.key, exc.location, exc.message)
+    except KeyNotFoundError:
+        return None  # deleted meanwhile
+    except StorageError as exc:
+        return Problem("unreadable", entry.key, exc.location, exc.message)
+    return None
 
 
 def _what(objects: ObjectStore, location: str) -> str:
@@ -188,16 +202,17 @@ def gc(index: MetadataBackend, objects: ObjectStore, *, dry_run: bool, grace: fl
     InvalidInputError
         `grace` is negative.
     """
-    if not grace >= 0:
-        raise InvalidInputError(f"grace is in seconds, 0 or more, not {grace!r}")
-    before_us = now_us() - int(grace * 1e6)
+    given: Any = grace
+    if isinstance(given, bool) or not isinstance(given, int | float) or not given >= 0:
+        raise InvalidInputError(f"grace is a number of seconds, 0 or more, not {grace!r}")
+    before_us = now_us() - grace * 1e6
     items: list[Garbage] = []
     for batch in _batches(_unreferenced(index, objects, before_us)):
         items.extend(batch)
         if not dry_run:
             condemned = index.condemn([item.name for item in batch], now_us())
             objects.delete_many(condemned)
-    items.extend(_condemned(index, objects, dry_run=dry_run))
+    items.extend(_condemned(index, objects, before_us, dry_run=dry_run))
     for leftover in list(objects.leftovers()):
         if leftover.modified.timestamp() * 1e6 <= before_us:
             items.append(Garbage("leftover", leftover.name, leftover.size))
@@ -207,7 +222,7 @@ def gc(index: MetadataBackend, objects: ObjectStore, *, dry_run: bool, grace: fl
 
 
 def _unreferenced(
-    index: MetadataBackend, objects: ObjectStore, before_us: int
+    index: MetadataBackend, objects: ObjectStore, before_us: float
 ) -> Iterator[Garbage]:
     """Blobs that were written, or announced, and never committed."""
     for blob in index.blobs():
@@ -226,9 +241,11 @@ def _unreferenced(
                 yield Garbage("orphan", name, stat.size)
 
 
-def _condemned(index: MetadataBackend, objects: ObjectStore, *, dry_run: bool) -> Iterator[Garbage]:
+def _condemned(
+    index: MetadataBackend, objects: ObjectStore, before_us: float, *, dry_run: bool
+) -> Iterator[Garbage]:
     """Blobs that commits dropped: their bytes go now, their rows after a week."""
-    blobs = index.condemned()
+    blobs = [blob for blob in index.condemned() if (blob.condemned_us or 0) <= before_us]
     sizes = {blob.location: _stored_size(objects, blob.location) for blob in blobs}
     for blob in blobs:
         size = sizes[blob.location]

@@ -18,9 +18,11 @@ from typing import Any, BinaryIO
 from blobstore import digest
 from blobstore.entry import Entry, Part
 from blobstore.errors import (
+    DecodeError,
     HandlerError,
     IntegrityError,
     KeyNotFoundError,
+    UnavailableError,
     UntrustedTypeError,
 )
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, StoredPart
@@ -84,7 +86,7 @@ class Reader:
                     part.name: self._checked(current, part, source, handler)
                     for part, source in zip(current.parts, sources, strict=True)
                 }
-                with _reading(current.key):
+                with _reading(current):
                     return handler.read(parts, _info(current.info_text), **options)
         raise AssertionError("_versions ends by raising")
 
@@ -95,7 +97,7 @@ class Reader:
         if self._verify or handler.runs_code:
             _verify_bytes(entry.key, part, data)
         stored = _stored(part, BytesSource(data))
-        with _reading(entry.key):
+        with _reading(entry):
             return handler.read({part.name: stored}, _info(entry.info_text), **options)
 
     def open(self, entry: Entry) -> BinaryIO:
@@ -158,7 +160,7 @@ class Reader:
                 )
             entry = latest
             yield entry
-        raise IntegrityError(
+        raise UnavailableError(
             f"{entry.key!r} was overwritten {_ATTEMPTS} times while it was read: try again",
             key=entry.key,
         )
@@ -197,10 +199,10 @@ class _SupersededError(Exception):
 class _reading:  # noqa: N801 - used like a function, in a with statement
     """Says of which key the errors of a handler are; takes a vanished blob as superseded."""
 
-    __slots__ = ("_key",)
+    __slots__ = ("_entry",)
 
-    def __init__(self, key: str) -> None:
-        self._key = key
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
 
     def __enter__(self) -> None:
         pass
@@ -208,10 +210,16 @@ class _reading:  # noqa: N801 - used like a function, in a with statement
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: object
     ) -> None:
+        if exc is None:
+            return
+        key = self._entry.key
         if isinstance(exc, KeyNotFoundError):
-            raise _SupersededError from exc
+            if exc.location in self._entry.locations:
+                raise _SupersededError from exc
+            # Of some other store, that the object asked while it was being rebuilt.
+            raise DecodeError(f"{key!r} cannot be loaded: {exc}", key=key) from exc
         if isinstance(exc, HandlerError) and exc.key is None:
-            raise type(exc)(f"{self._key!r} cannot be loaded: {exc}", key=self._key) from exc
+            raise type(exc)(f"{key!r} cannot be loaded: {exc}", key=key) from exc
 
 
 def _stored(part: Part, source: Source) -> StoredPart:

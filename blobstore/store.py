@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -153,7 +154,12 @@ class BlobStore(MutableMapping[str, Any]):
             self._index,
             self._objects,
             self._handlers,
-            WritePolicy(options, algorithm, sync=not fsync),
+            WritePolicy(
+                options,
+                algorithm,
+                fsync=bool(fsync),
+                syncs_itself=bool(fsync) and len(self._owned) == 2,
+            ),
         )
         self._reader = Reader(
             self._index,
@@ -337,9 +343,7 @@ class BlobStore(MutableMapping[str, Any]):
         wanted = [validate_key(key) for key in keys]
         found = self._index.get_many(wanted)
         entries = [found[key] for key in dict.fromkeys(wanted) if key in found]
-        if len(entries) <= 1:
-            return {entry.key: self._reader.load(entry) for entry in entries}
-        workers = min(len(entries), 2 * (os.cpu_count() or 1))
+        workers = max(1, min(len(entries), 2 * (os.cpu_count() or 1)))
         with ThreadPoolExecutor(workers, thread_name_prefix="blobstore") as pool:
             loaded = pool.map(self._load_if_there, entries)
             return {
@@ -644,10 +648,11 @@ class BlobStore(MutableMapping[str, Any]):
         if self._closed:
             return
         self._closed = True
-        if not self._readonly:
-            self._committer.close()
-        for owned in self._owned:
-            owned.close()
+        with contextlib.ExitStack() as stack:  # each is closed, whatever the others say
+            for owned in reversed(self._owned):
+                stack.callback(owned.close)
+            if not self._readonly:
+                self._committer.close()
 
     def __enter__(self) -> Self:
         self._usable()

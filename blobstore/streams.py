@@ -262,13 +262,17 @@ class Source(ABC):
         """Lend a local file with these bytes, to be read only; gone after the block."""
         spool = Path(tempfile.mkdtemp(prefix="blobstore-")) / "part"
         try:
-            with self.open() as file, spool.open("wb") as out:
-                copy_stream(file, out)
+            self._spool(spool)
             yield spool
-        except OSError as exc:
-            raise from_os_error(exc, f"reading through the temporary file {spool}") from exc
         finally:
             _remove_spool(spool)
+
+    def _spool(self, spool: Path) -> None:
+        try:
+            with self.open() as file, spool.open("wb") as out:
+                copy_stream(file, out)
+        except OSError as exc:
+            raise from_os_error(exc, f"reading through the temporary file {spool}") from exc
 
     def close(self) -> None:
         """Let go of what the source holds open."""
@@ -323,12 +327,18 @@ class FileSource(Source):
 
     def read(self) -> bytes:
         """Read the whole file."""
-        return _pread_all(self._file.fileno(), self.size, 0)
+        return self._pread(self.size, 0)
 
     def read_range(self, start: int, stop: int) -> bytes:
         """Read part of the file."""
         stop = min(stop, self.size)
-        return _pread_all(self._file.fileno(), stop - start, start) if stop > start else b""
+        return self._pread(stop - start, start) if stop > start else b""
+
+    def _pread(self, size: int, offset: int) -> bytes:
+        try:
+            return _pread_all(self._file.fileno(), size, offset)
+        except OSError as exc:
+            raise from_os_error(exc, f"reading {self._path}") from exc
 
     @contextlib.contextmanager
     def path(self) -> Iterator[Path]:
@@ -362,7 +372,10 @@ class _PositionedReader(io.RawIOBase):
         self.name = str(path)
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        count = os.preadv(self._descriptor, [buffer], self._position)
+        try:
+            count = os.preadv(self._descriptor, [buffer], self._position)
+        except OSError as exc:
+            raise from_os_error(exc, f"reading {self.name}") from exc
         self._position += count
         return count
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from blobstore import codecs
-from blobstore.errors import from_os_error
+from blobstore.digest import new_checksum
+from blobstore.errors import StorageError, from_os_error
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.stream import open_stream, read_stream
 from blobstore.handlers.text import BytesHandler
@@ -57,6 +58,7 @@ class _FilePart(PlannedPart):
         self._path = path
         self._options = options
         self._encoding: Encoding | None = None
+        self._digested: str | None = None
         try:
             with FileSource(path) as source:
                 self.size_hint = source.size
@@ -66,9 +68,19 @@ class _FilePart(PlannedPart):
     def digest(self, hasher: Hasher) -> None:
         """Hash the content, as `digest_bytes` would."""
         hasher.update(b"blobstore:bytes:1\0")
-        with self._path.open("rb", buffering=0) as file:
-            while chunk := file.read(CHUNK):
-                hasher.update(chunk)
+        seen = new_checksum(executable=False)
+        for chunk in self._chunks():
+            hasher.update(chunk)
+            seen.update(chunk)
+        self._digested = seen.hexdigest()
+
+    def _chunks(self) -> Iterator[bytes]:
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                while chunk := file.read(CHUNK):
+                    yield chunk
+        except OSError as exc:
+            raise from_os_error(exc, f"reading the file {self._path}") from exc
 
     def encoding(self) -> Encoding:
         """Decide on stretches spread over the file."""
@@ -86,10 +98,14 @@ class _FilePart(PlannedPart):
     def write(self, sink: Sink) -> None:
         """Stream the file through the codec."""
         compressor = codecs.get(self.encoding().codec).compressor(self._options.level)
-        try:
-            with self._path.open("rb", buffering=0) as file:
-                while chunk := file.read(CHUNK):
-                    sink.write(compressor.compress(chunk))
-        except OSError as exc:
-            raise from_os_error(exc, f"reading the file {self._path}") from exc
+        seen = new_checksum(executable=False)
+        for chunk in self._chunks():
+            seen.update(chunk)
+            sink.write(compressor.compress(chunk))
         sink.write(compressor.flush())
+        if self._digested not in (None, seen.hexdigest()):
+            # Stored under a digest that is not its own, it would be taken for other content.
+            raise StorageError(
+                f"the file {self._path} changed while it was being stored: store a copy that "
+                "nobody writes to"
+            )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from blobstore import codecs
+from blobstore.errors import DecodeError
 from blobstore.protocols import Encoding, PlannedPart, StoredPart, WriteOptions
 from blobstore.streams import CHUNK, Buffer, Hasher, Sink
 
@@ -111,18 +112,25 @@ def open_stream(part: StoredPart) -> BinaryIO:
     raw = part.source.open()
     if part.codec == "none":
         return raw
-    return io.BufferedReader(_Owning(codecs.get(part.codec).reader(raw), raw), CHUNK)
+    return io.BufferedReader(_Owning(part, raw), CHUNK)
 
 
 class _Owning(io.RawIOBase):
-    """Closes the file beneath a decompressing reader together with it."""
+    """A decompressing reader that closes the file beneath it, and reports in our words."""
 
-    def __init__(self, stream: BinaryIO, raw: BinaryIO) -> None:
-        self._stream = stream
+    def __init__(self, part: StoredPart, raw: BinaryIO) -> None:
+        self._stream = codecs.get(part.codec).reader(raw)
         self._raw = raw
+        self._part = part
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._stream.read(len(buffer))
+        try:
+            with codecs.decoding(self._part.codec, f"part {self._part.name!r}"):
+                data = self._stream.read(len(buffer))
+        except DecodeError:
+            while self._raw.read(CHUNK):  # at the end the checksum tells whether it is damage
+                pass
+            raise
         buffer[: len(data)] = data
         return len(data)
 

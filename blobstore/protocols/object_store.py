@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -13,7 +12,12 @@ from types import TracebackType
 from typing import BinaryIO, Self
 
 from blobstore.entry import ObjectStat
-from blobstore.errors import InvalidInputError, KeyNotFoundError, NotSupportedError
+from blobstore.errors import (
+    InvalidInputError,
+    KeyNotFoundError,
+    NotSupportedError,
+    StorageError,
+)
 from blobstore.streams import (
     Buffer,
     BytesSource,
@@ -118,9 +122,12 @@ class ObjectStore(ABC):
 
     def source(self, key: str) -> Source:
         """Prepare an object for reading in several ways; to be closed by the caller."""
-        if (path := self.local_path(key)) is not None:
+        if (path := self.local_path(key)) is None:
+            return BytesSource(self.get(key))
+        try:
             return FileSource(path)
-        return BytesSource(self.get(key))
+        except FileNotFoundError as exc:
+            raise KeyNotFoundError(f"there is no object {key!r}", location=key) from exc
 
     def writer(self, key: str, size_hint: int | None = None) -> Sink:
         """Write an object piece by piece: published on clean exit, nothing left on error.
@@ -147,10 +154,20 @@ class ObjectStore(ABC):
         return None
 
     def delete_many(self, keys: Iterable[str]) -> None:
-        """Remove objects; absent ones are fine."""
+        """Remove objects; absent ones are fine.
+
+        One that cannot be removed does not keep the others; its error is raised at the end.
+        """
+        failed: StorageError | None = None
         for key in keys:
-            with contextlib.suppress(KeyNotFoundError):
+            try:
                 self.delete(key)
+            except KeyNotFoundError:
+                continue
+            except StorageError as exc:
+                failed = exc
+        if failed is not None:
+            raise failed
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object inside the store, replacing the target."""

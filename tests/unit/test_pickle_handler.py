@@ -171,7 +171,7 @@ ODD_ARRAYS = {
     "big-endian": big().astype(">f8"),
     "times": np.arange(20_000).astype("M8[s]"),
     "booleans": big() > 0,
-    "dimensions": np.ones((2,) * 20),
+    "dimensions": np.ones((2,) * 12),
 }
 
 

@@ -13,8 +13,8 @@ from blobstore.errors import (
     IncompatibleStoreError,
     InvalidKeyError,
     KeyNotFoundError,
-    from_os_error,
     UnavailableError,
+    from_os_error,
 )
 
 Name = tuple[str, ...]

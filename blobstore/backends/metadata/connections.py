@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
-from blobstore.errors import BlobStoreError, ClosedError
+from blobstore.errors import BlobStoreError, ClosedError, StorageError
 
 
 class Kept:
@@ -162,6 +162,8 @@ class Pool:
         self._all: dict[Kept, object] = {}
         self.idle: list[Kept] = []
         self.closed = False
+        self.forking = False
+        self._torn = False
         self.writing = threading.Lock()
         _pools.add(self)
 
@@ -179,7 +181,7 @@ class Pool:
     def release(self, kept: Kept) -> None:
         """Give a connection back."""
         self.idle.append(kept)
-        if self.closed:
+        if self.closed or self.forking:
             self.drain()
 
     def close(self) -> None:
@@ -199,6 +201,12 @@ class Pool:
     def _connect(self) -> Kept:
         if self.closed:
             raise ClosedError(f"the index {self._dialect.place} was closed: open the store again")
+        if self._torn:
+            raise StorageError(
+                f"this process was forked while a thread of its parent was busy in the index "
+                f"{self._dialect.place} for longer than {_FORK_WAIT:g} s, so SQLite's locks cannot be "
+                "trusted here: fork when no transaction is under way, or use 'spawn'"
+            )
         token = _register()
         try:
             kept = self._dialect.connect()
@@ -217,7 +225,9 @@ class Pool:
 
     def abandon(self) -> None:
         """Start afresh in a child, and never touch what is left of the parent's connections."""
+        self.forking = False
         if self._all:
+            self._torn = True
             make_immortal(self._all)
         self._all = {}
         self.idle = []
@@ -238,6 +248,8 @@ def _before_fork() -> None:
     """Let no connection be open, nor be opened, while the process forks."""
     deadline = time.monotonic() + _FORK_WAIT
     _forking.gate = _gate.acquire(timeout=_FORK_WAIT)
+    for pool in list(_pools):
+        pool.forking = True  # so that what is given back is closed, and not taken again at once
     while True:
         for pool in list(_pools):
             pool.drain()
@@ -247,6 +259,8 @@ def _before_fork() -> None:
 
 
 def _after_fork() -> None:
+    for pool in list(_pools):
+        pool.forking = False
     if _forking.gate:
         _gate.release()
 

@@ -87,7 +87,7 @@ _NETWORK = frozenset(
 _SMALLEST = 512
 _SETTLED_NS = 50_000_000
 
-_snapshots = threading.Lock()
+_snapshots = threading.RLock()
 _parked: list[Kept] = []
 
 
@@ -95,7 +95,7 @@ def _forget_parked() -> None:
     global _parked, _snapshots
     if _parked:
         make_immortal(_parked)
-    _parked, _snapshots = [], threading.Lock()
+    _parked, _snapshots = [], threading.RLock()
 
 
 os.register_at_fork(after_in_child=_forget_parked)

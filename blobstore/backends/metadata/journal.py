@@ -85,6 +85,8 @@ class Journal:
     [{'n': 1}]
     """
 
+    _reader = _writer = -1
+
     def __init__(self, path: Path, seed: int) -> None:
         self.path = path
         self.mark = Mark(0, seed)
@@ -283,7 +285,10 @@ class WriterLock:
             taken = False
             try:
                 taken = self._acquire_file(deadline)
-            except OSError as exc:
+            except BaseException as exc:
+                self._close_descriptor()  # interrupted: nobody knows whether it is locked
+                if not isinstance(exc, OSError):
+                    raise
                 raise from_os_error(exc, f"locking {self.path}") from exc
             finally:
                 if not taken:

@@ -52,6 +52,7 @@ from blobstore.backends.metadata.state import (
 )
 from blobstore.entry import Blob, Entry
 from blobstore.errors import (
+    BlobStoreError,
     ClosedError,
     ConfigError,
     IncompatibleStoreError,
@@ -552,7 +553,7 @@ class JsonBackend(MetadataBackend):
                 return
             self._refuse_orphans()
             self._make_journal(1)
-            self._write_temporary(IndexState(random_id()), 1, durable=self._fsync)
+            self._write_temporary(IndexState(random_id()), 1, durable=True)
             (self._directory / _TEMPORARY).replace(self._path)
             if self._fsync:
                 _sync_path(self._directory)
@@ -583,7 +584,7 @@ class JsonBackend(MetadataBackend):
         """Fold after a commit, which has landed whether or not there is space for this."""
         try:
             self._fold(self._current())
-        except StorageError:
+        except BlobStoreError:
             self._fold_later = 2 * size
 
     def _fold(self, loaded: _Loaded) -> None:
@@ -674,7 +675,7 @@ def _seed(store_id: str, generation: int) -> int:
 
 
 def _seconds(timeout: object) -> float:
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout < 1e9:
         raise ConfigError(f"timeout must be a number of seconds, 0 or more, not {timeout!r}")
     return float(timeout)
 

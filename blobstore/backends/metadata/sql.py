@@ -39,10 +39,12 @@ from blobstore.backends.metadata.schema import (
 from blobstore.backends.metadata.transaction import CHUNK, Transaction, chunks, entries_of
 from blobstore.entry import Blob, Entry, EntryDraft
 from blobstore.errors import (
+    BlobStoreError,
     IncompatibleStoreError,
     IntegrityError,
     InvalidInputError,
     NotSupportedError,
+    StorageError,
     UnavailableError,
 )
 from blobstore.keys import successor
@@ -180,10 +182,7 @@ class SqlBackend(MetadataBackend):
             return self.get_many((key,)).get(key)
         # Written out rather than through `_read`: most of what a store does is this.
         pool = self._pool
-        try:
-            kept = pool.idle.pop()
-        except IndexError:
-            kept = pool.acquire()
+        kept = pool.acquire()
         try:
             asked = (self._namespace, key)
             row = kept.driver.execute(self._sql.head, asked).fetchone()
@@ -200,9 +199,7 @@ class SqlBackend(MetadataBackend):
         except UnicodeEncodeError:  # a lone surrogate, which no key has
             return None
         finally:
-            pool.idle.append(kept)
-            if pool.closed:
-                pool.close()
+            pool.release(kept)
         return entry_of(rows) if rows else None
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Entry]:
@@ -329,23 +326,22 @@ class SqlBackend(MetadataBackend):
         values = put_values(self._namespace, draft, commit_id)
         pool = self._pool
         self._check_writable()
+        kept: Kept | None = None
+        held = False
         try:
-            kept = pool.idle.pop()
-        except IndexError:
             kept = pool.acquire()
-        try:
-            self._lock()
             try:
+                held = self._lock()
                 row = kept.driver.execute(text, values).fetchone()
             finally:
-                pool.writing.release()
+                if held:
+                    pool.writing.release()
         except self._dialect.errors as exc:
             what = f"storing {draft.key!r} in {self._dialect.place}"
-            raise self._dialect.translate(exc, what) from exc
+            raise self._failed(exc, what, committing=True) from exc
         finally:
-            pool.idle.append(kept)
-            if pool.closed:
-                pool.close()
+            if kept is not None:
+                pool.release(kept)
         if row is None:
             return None
         return CommitResult((stored(draft, commit_id, row),))
@@ -496,32 +492,55 @@ class SqlBackend(MetadataBackend):
     ) -> T:
         """Do `work` in a transaction; `keep` tells from its result whether to commit."""
         self._check_writable()
-        # First a connection, then the lock: who holds the lock must never wait for a fork.
-        kept = self._pool.acquire()
+        kept: Kept | None = None
+        held = committing = False
         try:
-            self._lock()
+            # First a connection, then the lock: who holds the lock must never wait for a fork.
+            kept = self._pool.acquire()
             try:
+                held = self._lock()
                 self._dialect.begin(kept)
                 result = work(kept)
                 if keep(result):
+                    committing = True
                     kept.driver.execute("COMMIT")
+                    committing = False
                 return result
             finally:
-                with contextlib.suppress(*self._dialect.errors):
-                    kept.driver.rollback()  # of nothing, if all went well
-                self._pool.writing.release()
+                try:
+                    with contextlib.suppress(*self._dialect.errors):
+                        kept.driver.rollback()  # of nothing, if all went well
+                finally:
+                    if held:
+                        self._pool.writing.release()
         except self._dialect.errors as exc:
             what = f"{doing} the index {self._dialect.place}"
-            raise self._dialect.translate(exc, what) from exc
+            raise self._failed(exc, what, committing=committing) from exc
         finally:
-            self._pool.release(kept)
+            if kept is not None:
+                self._pool.release(kept)
 
-    def _lock(self) -> None:
+    def _failed(self, exc: Exception, what: str, *, committing: bool) -> BlobStoreError:
+        """Translate an error; one of the disk during a commit leaves open whether that landed.
+
+        SQLite's recovery accepts a transaction that was written in full, also if syncing it
+        failed and it was rolled back.
+        """
+        error = self._dialect.translate(exc, what)
+        if not committing or type(error) is not StorageError:
+            return error
+        return UnavailableError(
+            f"{error} Whether the change landed will be seen when the index is next opened.",
+            outcome="unknown",
+        )
+
+    def _lock(self) -> bool:
         if not self._pool.writing.acquire(timeout=self._timeout):
             raise UnavailableError(
                 f"another thread has been writing to {self._dialect.place} for longer than the "
                 f"timeout of {self._timeout:g} s: try again"
             )
+        return True
 
     def _check_writable(self) -> None:
         if self._readonly:
