@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 
-_ATTEMPTS = 8
+_ATTEMPTS = 30
 _FORGET_AT = 256
 _to_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 

@@ -82,7 +82,8 @@ class Grid:
         """For chunks that are stored as they are: one block each, with little padding."""
         axis, inner, length = _split(shape, itemsize, _INNER)
         fewest = -(-length * inner // CHUNK_PLAIN)
-        best, least = length, length * inner
+        best = min(length, max(1, CHUNK_PLAIN // inner))
+        least = length * inner
         for count in range(fewest, fewest + 32):
             step = max(1, -(-length // max(1, count)))
             cost = (step * -(-length // step) - length) * inner + count * 4096

@@ -367,7 +367,7 @@ class PandasHandler(Handler):
         wanted = _read_options(options)
         if set(parts) != {"data"}:
             raise DecodeError(f"a frame has one part, 'data', not {sorted(parts)}")
-        with _decoding(parts["data"].source) as file:
+        with _decoding(parts["data"].source, whole=wanted is None) as file:
             return _read_file(file, wanted)
 
 
@@ -401,9 +401,13 @@ def _read_options(options: Mapping[str, Any]) -> list[Any] | None:
 
 
 @contextlib.contextmanager
-def _decoding(source: Source) -> Iterator[Any]:
+def _decoding(source: Source, *, whole: bool) -> Iterator[Any]:
     """Open a Parquet file; whatever is wrong with it is a `DecodeError`."""
     try:
+        if not whole:  # some columns: only the ranges that they lie in are asked for
+            with source.open() as raw, pa.PythonFile(raw, mode="r") as file:
+                yield file
+            return
         if source.size <= _READ_BYTES:
             yield pa.BufferReader(source.read())
             return

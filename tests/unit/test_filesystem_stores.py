@@ -35,6 +35,7 @@ from blobstore.errors import (
     OutOfSpaceError,
     PermissionDeniedError,
     StorageError,
+    UnavailableError,
 )
 from blobstore.testing.object_store import in_fork, in_threads
 
@@ -433,13 +434,20 @@ def test_active_writers_are_not_listed(either, root):
     with either.writer("new.pkl.lz4") as sink:
         sink.write(b"x" * 500_000)
         assert list(either.keys()) == ["a"]
+        assert list(either.leftovers()) == []  # it is being written
+    assert list(either.leftovers()) == []
+    assert sorted(either.keys()) == ["a", "new.pkl.lz4"]
+
+
+def test_leftovers_tell_what_they_are(either):
+    with either.writer("new.lz4") as sink:
+        sink.path().write_bytes(b"x" * 500_000)
         (left,) = either.leftovers()
         assert left.name.startswith("put-")
         assert left.name.endswith(".lz4")
+        assert left.size == 500_000
         assert left.modified.utcoffset() == timedelta(0)
         assert abs(left.modified - datetime.now(UTC)) < timedelta(hours=1)
-    assert list(either.leftovers()) == []
-    assert sorted(either.keys()) == ["a", "new.pkl.lz4"]
 
 
 def test_lent_paths_keep_the_extension(either):
@@ -890,10 +898,11 @@ def test_put_whose_folder_goes_just_before_the_move(store, root, monkeypatch):
 
 
 def test_draft_that_somebody_removed(store, root):
-    with pytest.raises(StorageError, match="removed by somebody else"), store.writer("key") as sink:
-        sink.write(b"x")
-        for left in store.leftovers():
-            store.remove_leftover(left.name)
+    with pytest.raises(UnavailableError, match="removed by somebody else"):
+        with store.writer("key") as sink:
+            sink.write(b"x")
+            for path in (root / DRAFTS).glob("put-*"):
+                path.unlink()
     assert not store.exists("key")
 
 

@@ -758,6 +758,9 @@ def test_with_fsync_each_commit_is_synced_before_it_returns(folder, monkeypatch)
 def test_without_fsync_only_sync_and_folding_do(folder, monkeypatch):
     synced = recorded_syncs(monkeypatch)
     with opened(folder) as backend:
+        # An empty document after a power cut would be a store that refuses to open.
+        assert synced == ["cache_metadata.json.tmp"]
+        synced.clear()
         commit(backend, put("a"))
         assert synced == []
         backend.sync()

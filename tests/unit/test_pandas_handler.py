@@ -691,8 +691,10 @@ def test_a_disk_that_fails_is_no_bad_file() -> None:
 
     source = BytesSource(b"")
     source.open = lambda: Broken(b"x" * 100)
-    with pytest.raises(StorageError, match="Input/output"):
-        HANDLER.read({"data": StoredPart("data", source, "lz4", "pandas", 1)}, {})
+    source.read = source.open().read
+    for options in ({}, {"columns": ["a"]}):
+        with pytest.raises(StorageError, match="Input/output"):
+            HANDLER.read({"data": StoredPart("data", source, "lz4", "pandas", 1)}, {}, **options)
 
 
 def test_more_rows_in_a_column_than_in_the_frame() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -49,9 +50,16 @@ class Draft:
         self._fsync = fsync
 
     def create(self) -> int:
-        """Make the file; returns a descriptor to write it with. The umask decides its mode."""
+        """Make the file; returns a descriptor to write it with. The umask decides its mode.
+
+        It is locked until the descriptor, and all its duplicates, are closed: so nobody takes it
+        for a leftover.
+        """
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        return os.open(self.name, flags, 0o666, dir_fd=self.folder)
+        descriptor = os.open(self.name, flags, 0o666, dir_fd=self.folder)
+        with contextlib.suppress(OSError):  # a file system without locks: its age has to do
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
 
     def fill(self, data: bytes | memoryview) -> None:
         """Make the file with this content."""
@@ -102,8 +110,6 @@ class Draft:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold off other processes that are in the same block over the same folder."""
-        import fcntl
-
         lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666, dir_fd=self.folder)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -149,7 +155,7 @@ class DraftFolder:
         return Draft(self._open(), name, fsync=self._fsync)
 
     def leftovers(self) -> Iterator[Leftover]:
-        """All drafts, also those that are being written right now: look at their age."""
+        """Drafts that nobody is writing; one that was lent tells by its age only."""
         with self._readable() as folder:
             names = os.listdir(folder) if folder is not None else []  # noqa: PTH208
             found = [left for name in names if (left := _leftover(name, folder)) is not None]
@@ -252,9 +258,28 @@ def _leftover(name: str, folder: int | None) -> Leftover | None:
         return None
     try:
         found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        if stat.S_ISREG(found.st_mode) and _is_locked(name, folder):
+            return None
     except FileNotFoundError:  # published meanwhile
         return None
     return Leftover(name, found.st_size, to_datetime(found.st_mtime_ns // 1000))
+
+
+def _is_locked(name: str, folder: int | None) -> bool:
+    """Whether its writer is still there."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+    except PermissionError:
+        return False  # somebody else's, then, and not for us to remove either
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _remove(name: str, folder: int) -> None:

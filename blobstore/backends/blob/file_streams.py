@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,12 +69,21 @@ class FileSink(Sink):
             assert draft is not None
             if self._file is None:
                 self._finish_lent(draft)
+                self._publish(draft, self._name)
             else:
-                self._file.flush()
-                draft.finish(self._file.fileno())
-                self._file.close()
-            self._publish(draft, self._name)
+                self._publish_written(self._file, draft)
         self.abort()
+
+    def _publish_written(self, file: io.BufferedWriter, draft: Draft) -> None:
+        file.flush()
+        draft.finish(file.fileno())
+        # Closing may bring an error of the disk; the duplicate keeps the draft locked meanwhile.
+        lock = os.dup(file.fileno())
+        try:
+            file.close()
+            self._publish(draft, self._name)
+        finally:
+            os.close(lock)
 
     def abort(self) -> None:
         """Close the draft, and remove it if it was not published."""
