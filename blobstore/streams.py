@@ -231,7 +231,22 @@ def hash_file(path: Path, hasher: Hasher) -> int:
     return total
 
 
-class Source(ABC):
+class Closeable:
+    """Something to be closed, by hand or at the end of a ``with`` block."""
+
+    def close(self) -> None:
+        """Let go of files, connections and threads. Calling it again does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Source(Closeable, ABC):
     """Stored bytes, to be read in any way.
 
     Attributes
@@ -273,17 +288,6 @@ class Source(ABC):
                 copy_stream(file, out)
         except OSError as exc:
             raise from_os_error(exc, f"reading through the temporary file {spool}") from exc
-
-    def close(self) -> None:
-        """Let go of what the source holds open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class BytesSource(Source):

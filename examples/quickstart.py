@@ -105,7 +105,9 @@ def use(store: BlobStore, key: str) -> None:
     print(f"\nbest: {key}, loaded again: {right} of {len(test_y)} test digits right, as stored")
     print(f"deployed: {', '.join(store.list(metadata_filter={'deployed': True}))}")
     table = store["data/diabetes"]
-    print(f"data/diabetes: {type(table).__name__} of {table.shape[0]} rows, {table.shape[1]} columns")
+    print(
+        f"data/diabetes: {type(table).__name__} of {table.shape[0]} rows, {table.shape[1]} columns"
+    )
 
 
 def main() -> None:

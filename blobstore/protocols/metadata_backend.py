@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Literal, Self
 
 from blobstore.entry import Blob, Entry, EntryDraft
@@ -17,6 +16,7 @@ from blobstore.errors import (
     NotSupportedError,
 )
 from blobstore.query import Query
+from blobstore.streams import Closeable
 
 Expected = int | Entry | Literal["any", "absent", "present"]
 """What must be true of the key at commit: a version, an entry's id and version, or one of
@@ -153,7 +153,7 @@ class CommitResult:
     missing: tuple[str, ...] = ()
 
 
-class MetadataBackend(ABC):
+class MetadataBackend(Closeable, ABC):
     """The index: holds entries, answers queries, never touches bytes.
 
     All methods may be called from several threads and processes at once; a forked child and a
@@ -259,14 +259,3 @@ class MetadataBackend(ABC):
     def stats(self) -> Mapping[str, Any]:
         """Facts about the index: its kind, place, schema version."""
         return {}
-
-    def close(self) -> None:
-        """Let go of files and connections. Calling it again does nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()

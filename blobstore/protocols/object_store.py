@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self
 
 from blobstore.entry import ObjectStat
@@ -21,6 +20,7 @@ from blobstore.errors import (
 from blobstore.streams import (
     Buffer,
     BytesSource,
+    Closeable,
     FileSource,
     MemorySink,
     Sink,
@@ -63,7 +63,7 @@ class Leftover:
     modified: datetime
 
 
-class ObjectStore(ABC):
+class ObjectStore(Closeable, ABC):
     """Bytes under keys. Five methods are to be written; the rest have working defaults.
 
     All methods may be called from several threads at once. No method keeps a reference to a
@@ -189,17 +189,6 @@ class ObjectStore(ABC):
 
     def remove_leftover(self, name: str) -> None:
         """Remove one of `leftovers`; an absent one is fine."""
-
-    def close(self) -> None:
-        """Let go of files, connections and threads. Calling it again does nothing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class BlobBackend(ObjectStore):

@@ -70,7 +70,7 @@ def test_built_in_blob_backends(tmp_path):
         store.put(b"bytes" * 10_000, key="k")
         assert store.get("k") == b"bytes" * 10_000
         assert store.exists("k")
-        assert not [path for path in (tmp_path / "temp").rglob("*.bin*")]
+        assert not [*(tmp_path / "temp").rglob("*.bin*")]
 
 
 def test_custom_blob_backend_instance(tmp_path):

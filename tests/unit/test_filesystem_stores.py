@@ -898,11 +898,11 @@ def test_put_whose_folder_goes_just_before_the_move(store, root, monkeypatch):
 
 
 def test_draft_that_somebody_removed(store, root):
-    with pytest.raises(UnavailableError, match="removed by somebody else"):
-        with store.writer("key") as sink:
-            sink.write(b"x")
-            for path in (root / DRAFTS).glob("put-*"):
-                path.unlink()
+    removed = pytest.raises(UnavailableError, match="removed by somebody else")
+    with removed, store.writer("key") as sink:
+        sink.write(b"x")
+        for path in (root / DRAFTS).glob("put-*"):
+            path.unlink()
     assert not store.exists("key")
 
 

@@ -91,7 +91,7 @@ class BytesPath:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", None, 5, b"name", ["a"], "a\0b", "~nobody-of-that-name/x", BytesPath()], ids=repr
+    "wrong", ["", None, 5, b"name", ["a"], "a\0b", "~nobody-of-that-name/x", BytesPath()], ids=type
 )
 def test_what_is_no_path(tmp_path, monkeypatch, wrong):
     monkeypatch.chdir(tmp_path)

@@ -55,7 +55,7 @@ def test_subclasses_become_plain_text():
         assert validate_key(key) == expected
 
 
-@pytest.mark.parametrize("wrong", [None, 5, b"k", ("k",), ["k"], 1.5, object(), str], ids=repr)
+@pytest.mark.parametrize("wrong", [None, 5, b"k", ("k",), ["k"], 1.5, object(), str], ids=type)
 def test_what_is_no_text(wrong):
     with pytest.raises(InvalidKeyError, match="must be a str") as caught:
         validate_key(wrong)

@@ -604,11 +604,30 @@ def test_locked_database_is_unavailable(path):
         assert put(backend, "k").version == 2
 
 
+def test_turn_that_an_interrupted_thread_took_along_is_replaced(path):
+    with contextlib.closing(SqlBackend(path, timeout=0.02)) as backend:
+        lost = backend._pool.writing
+        lost.acquire()
+        commit(backend, make_put("k"))
+        assert backend._pool.writing is not lost
+        assert not backend._pool.writing.locked()
+        lost = backend._pool.writing
+        lost.acquire()
+        commit(backend, inline("small"))
+        assert backend._pool.writing is not lost
+
+
 def test_thread_that_writes_too_long_makes_others_unavailable(path):
-    with contextlib.closing(SqlBackend(path, timeout=0.02)) as backend, backend._pool.writing:
-        for operation in (inline("k"), make_put("k")):
-            with pytest.raises(UnavailableError, match="another thread"):
-                commit(backend, operation)
+    with contextlib.closing(SqlBackend(path, timeout=0.02)) as backend:
+        kept = backend._pool.acquire()
+        with backend._pool.writing:
+            kept.driver.execute("BEGIN IMMEDIATE")
+            for operation in (inline("k"), make_put("k")):
+                with pytest.raises(UnavailableError, match="timeout"):
+                    commit(backend, operation)
+            kept.driver.execute("ROLLBACK")
+        backend._pool.release(kept)
+        commit(backend, make_put("k"))
 
 
 def test_file_size_limit_is_out_of_space(path):

@@ -101,7 +101,7 @@ def test_contiguous_buffers_are_not_copied():
     assert as_contiguous(DATA) is DATA
 
 
-@pytest.mark.parametrize("wrong", ["text", 5, None, [1], object(), 1.5], ids=repr)
+@pytest.mark.parametrize("wrong", ["text", 5, None, [1], object(), 1.5], ids=type)
 def test_what_is_no_buffer(wrong):
     with pytest.raises(InvalidInputError, match=type(wrong).__name__):
         as_contiguous(wrong)

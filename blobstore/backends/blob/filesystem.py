@@ -32,7 +32,32 @@ from blobstore.protocols import BlobBackend, Capabilities, Leftover, ObjectStore
 from blobstore.streams import Buffer, MemorySink, Sink, Source, as_contiguous, copy_stream
 
 
-class FilesystemStore(ObjectStore):
+class _OnFiles(ObjectStore):
+    """What both kinds of file stores have in common."""
+
+    _tree: FileTree
+    _closed: bool
+
+    def leftovers(self) -> Iterator[Leftover]:
+        """Temporary files of interrupted writers; one that was lent to a library may be active."""
+        self._check_open()
+        return self._tree.drafts.leftovers()
+
+    def remove_leftover(self, name: str) -> None:
+        """Remove one of `leftovers`; names that are not ours are refused."""
+        self._check_open()
+        self._tree.drafts.remove(name)
+
+    def close(self) -> None:
+        """Refuse further calls; nothing is held open."""
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise _closed(self)
+
+
+class FilesystemStore(_OnFiles):
     """Objects as files below a folder, under their keys as relative paths: ``"runs/1/log.txt"``.
 
     A key has segments separated by single slashes, none of them "." or ".."; whatever could lead
@@ -155,26 +180,8 @@ class FilesystemStore(ObjectStore):
         self._check_open()
         self._tree.sync(map(self._name, keys))
 
-    def leftovers(self) -> Iterator[Leftover]:
-        """Temporary files, of interrupted writers and of active ones: look at their age."""
-        self._check_open()
-        return self._tree.drafts.leftovers()
-
-    def remove_leftover(self, name: str) -> None:
-        """Remove one of `leftovers`; names that are not ours are refused."""
-        self._check_open()
-        self._tree.drafts.remove(name)
-
-    def close(self) -> None:
-        """Refuse further calls; nothing is held open."""
-        self._closed = True
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._tree.root!r})"
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise _closed(self)
 
     def _name(self, key: str) -> Name:
         self._check_open()
@@ -198,7 +205,7 @@ class MissingBlobError(KeyNotFoundError, FileNotFoundError):
     """There is no such blob: a `FileNotFoundError`, as the older BlobStore had it."""
 
 
-class FilesystemBlobBackend(BlobBackend):
+class FilesystemBlobBackend(_OnFiles, BlobBackend):
     """Blobs as files in folders named by how their ids begin: ``ab/abc123.b2nd``.
 
     An id is a name of letters, digits, dots, hyphens and underscores. Where a blob is asked for,
@@ -408,20 +415,6 @@ class FilesystemBlobBackend(BlobBackend):
         self._check_open()
         self._tree.sync(self._names_inside(keys))
 
-    def leftovers(self) -> Iterator[Leftover]:
-        """Temporary files, of interrupted writers and of active ones: look at their age."""
-        self._check_open()
-        return self._tree.drafts.leftovers()
-
-    def remove_leftover(self, name: str) -> None:
-        """Remove one of `leftovers`; names that are not ours are refused."""
-        self._check_open()
-        self._tree.drafts.remove(name)
-
-    def close(self) -> None:
-        """Refuse further calls; nothing is held open."""
-        self._closed = True
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._tree.root!r}, shard_chars={self.shard_chars})"
 
@@ -432,10 +425,6 @@ class FilesystemBlobBackend(BlobBackend):
         return getattr(getattr(self, method), "__func__", None) is getattr(
             FilesystemBlobBackend, method
         )
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise _closed(self)
 
     def _name(self, blob_id: str) -> Name:
         self._check_open()

@@ -119,6 +119,7 @@ class Dialect(ABC):
 
 
 _FORK_WAIT = 10.0
+_TURN = 1.0
 _gate = threading.Lock()
 _open: set[object] = set()
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -154,7 +155,8 @@ class Pool:
     idle : list of Kept
         Not in use; taken and given back at the end. `acquire` and `release` do it with care.
     writing : Lock
-        Held while writing: the database lets only one write at a time, but waits by polling.
+        Held while writing: the database lets only one write at a time, but waits by polling. It
+        spares that polling, and nothing depends on it.
     """
 
     def __init__(self, dialect: Dialect) -> None:
@@ -183,6 +185,22 @@ class Pool:
         self.idle.append(kept)
         if self.closed or self.forking:
             self.drain()
+
+    def take_turn(self, timeout: float) -> threading.Lock | None:
+        """Wait to be the thread that writes; None after a while, when the database has to decide.
+
+        The lock that is given is to be released, also if `writing` is another one by then.
+        """
+        lock = self.writing
+        return lock if lock.acquire(timeout=min(timeout, _TURN)) else None
+
+    def renew_turn(self) -> None:
+        """Replace a lock that somebody holds who is not writing.
+
+        To be called in a write transaction that began without a turn: its holder was interrupted,
+        by Ctrl-C for instance, between taking it and saying so.
+        """
+        self.writing = threading.Lock()
 
     def close(self) -> None:
         """Close all connections; those in use when they are given back."""

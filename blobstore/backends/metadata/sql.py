@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -327,15 +328,17 @@ class SqlBackend(MetadataBackend):
         pool = self._pool
         self._check_writable()
         kept: Kept | None = None
-        held = False
+        turn: threading.Lock | None = None
         try:
             kept = pool.acquire()
             try:
-                held = self._lock()
+                turn = pool.take_turn(self._timeout)
                 row = kept.driver.execute(text, values).fetchone()
+                if turn is None:
+                    pool.renew_turn()
             finally:
-                if held:
-                    pool.writing.release()
+                if turn is not None:
+                    turn.release()
         except self._dialect.errors as exc:
             what = f"storing {draft.key!r} in {self._dialect.place}"
             raise self._failed(exc, what, committing=True) from exc
@@ -493,13 +496,16 @@ class SqlBackend(MetadataBackend):
         """Do `work` in a transaction; `keep` tells from its result whether to commit."""
         self._check_writable()
         kept: Kept | None = None
-        held = committing = False
+        turn: threading.Lock | None = None
+        committing = False
         try:
-            # First a connection, then the lock: who holds the lock must never wait for a fork.
+            # First a connection, then the turn: who has the turn must never wait for a fork.
             kept = self._pool.acquire()
             try:
-                held = self._lock()
+                turn = self._pool.take_turn(self._timeout)
                 self._dialect.begin(kept)
+                if turn is None:
+                    self._pool.renew_turn()
                 result = work(kept)
                 if keep(result):
                     committing = True
@@ -511,8 +517,8 @@ class SqlBackend(MetadataBackend):
                     with contextlib.suppress(*self._dialect.errors):
                         kept.driver.rollback()  # of nothing, if all went well
                 finally:
-                    if held:
-                        self._pool.writing.release()
+                    if turn is not None:
+                        turn.release()
         except self._dialect.errors as exc:
             what = f"{doing} the index {self._dialect.place}"
             raise self._failed(exc, what, committing=committing) from exc
@@ -533,14 +539,6 @@ class SqlBackend(MetadataBackend):
             f"{error} Whether the change landed will be seen when the index is next opened.",
             outcome="unknown",
         )
-
-    def _lock(self) -> bool:
-        if not self._pool.writing.acquire(timeout=self._timeout):
-            raise UnavailableError(
-                f"another thread has been writing to {self._dialect.place} for longer than the "
-                f"timeout of {self._timeout:g} s: try again"
-            )
-        return True
 
     def _check_writable(self) -> None:
         if self._readonly:
