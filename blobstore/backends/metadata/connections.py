@@ -109,6 +109,10 @@ class Dialect(ABC):
     def sync(self) -> None:
         """Return once all that was committed would survive a power cut."""
 
+    def make_room(self, kept: Kept) -> bool:
+        """Free disk space that the database can spare; whether there was any."""
+        return False
+
     @abstractmethod
     def check(self, kept: Kept) -> list[str]:
         """Let the database look for damage in itself."""

@@ -388,6 +388,13 @@ class SqliteDialect(Dialect):
 
     # keeping
 
+    def make_room(self, kept: Kept) -> bool:
+        """Move the write-ahead log into the database, and cut it off."""
+        before = sum(self._sizes())
+        with contextlib.suppress(*self.errors):
+            kept.driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return sum(self._sizes()) < before
+
     def sync(self) -> None:
         """Put the WAL on the disk; what is no longer in it was put there by a checkpoint.
 

@@ -45,6 +45,7 @@ from blobstore.errors import (
     IntegrityError,
     InvalidInputError,
     NotSupportedError,
+    OutOfSpaceError,
     StorageError,
     UnavailableError,
 )
@@ -495,6 +496,23 @@ class SqlBackend(MetadataBackend):
     ) -> T:
         """Do `work` in a transaction; `keep` tells from its result whether to commit."""
         self._check_writable()
+        try:
+            return self._write_once(work, doing, keep)
+        except OutOfSpaceError:
+            # A full disk must not stop what would free some of it: first give back what the
+            # database itself can spare, then once more.
+            if not self._make_room():
+                raise
+        return self._write_once(work, doing, keep)
+
+    def _make_room(self) -> bool:
+        kept = self._pool.acquire()
+        try:
+            return self._dialect.make_room(kept)
+        finally:
+            self._pool.release(kept)
+
+    def _write_once(self, work: Callable[[Kept], T], doing: str, keep: Callable[[T], bool]) -> T:
         kept: Kept | None = None
         turn: threading.Lock | None = None
         committing = False
