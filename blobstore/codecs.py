@@ -126,7 +126,10 @@ class Lz4Codec(Codec):
 
     def decompress(self, data: bytes) -> bytes:
         """Read one frame."""
-        return cast("bytes", _lz4_frame().decompress(data))
+        content, read = _lz4_frame().decompress(data, return_bytes_read=True)
+        if read != len(data):
+            raise ValueError(_BEHIND)
+        return cast("bytes", content)
 
     def reader(self, raw: BinaryIO) -> BinaryIO:
         """Read a frame as a stream."""
@@ -178,7 +181,7 @@ class ZstdCodec(Codec):
         """ZstdError."""
         import zstandard
 
-        return (zstandard.ZstdError, EOFError)
+        return (zstandard.ZstdError, ValueError, EOFError)
 
     def compress(self, data: Buffer, level: int) -> bytes:
         """Make one frame."""
@@ -190,7 +193,8 @@ class ZstdCodec(Codec):
         """Read one frame, also one that does not tell its size."""
         import zstandard
 
-        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+        stream = zstandard.ZstdDecompressor().decompressobj()
+        return _whole(stream.decompress(data), stream)
 
     def reader(self, raw: BinaryIO) -> BinaryIO:
         """Read a frame as a stream."""
@@ -200,8 +204,9 @@ class ZstdCodec(Codec):
     def _restart(raw: BinaryIO) -> Iterator[bytes]:
         import zstandard
 
+        _check_zstd_frame(raw)  # the library's reader takes a cut one for whole
         raw.seek(0)
-        # The library's own reader cannot seek back.
+        # It cannot seek back, either.
         stream = zstandard.ZstdDecompressor().stream_reader(raw, closefd=False)
         return iter(lambda: stream.read(_SAMPLE), b"")
 
@@ -223,7 +228,7 @@ class GzipCodec(Codec):
         import gzip
         import zlib
 
-        return (zlib.error, gzip.BadGzipFile, EOFError)
+        return (zlib.error, gzip.BadGzipFile, ValueError, EOFError)
 
     def compress(self, data: Buffer, level: int) -> bytes:
         """Make one member."""
@@ -235,17 +240,60 @@ class GzipCodec(Codec):
         """Read one member."""
         import zlib
 
-        return zlib.decompress(data, 31)
+        stream = zlib.decompressobj(31)
+        return _whole(stream.decompress(data), stream)
 
     def reader(self, raw: BinaryIO) -> BinaryIO:
         """Read a member as a stream."""
         import gzip
 
+        if not raw.read(1):
+            raise DecodeError("an empty file is no gzip stream")  # the library takes it for one
+        raw.seek(0)
         return cast("BinaryIO", gzip.GzipFile(fileobj=raw, mode="rb"))
 
 
+_BEHIND = "there are bytes behind the end of the stream"
+
+
+def _whole(content: bytes, stream: Any) -> bytes:
+    """Give what a stream was decompressed to, if it was all of the stream and nothing else."""
+    if not stream.eof:
+        raise EOFError("the stream is cut off")
+    if stream.unused_data:
+        raise ValueError(_BEHIND)
+    return content
+
+
+def _check_zstd_frame(raw: BinaryIO) -> None:
+    """Go from block to block, and see that the last one is there, and ends the file.
+
+    Source: RFC 8878, sections 3.1.1.1 (frame header) and 3.1.1.2 (blocks).
+    """
+    import zstandard
+
+    end = raw.seek(0, io.SEEK_END)
+    raw.seek(0)
+    position = zstandard.frame_header_size(raw.read(18))
+    raw.seek(4)
+    has_checksum = bool(raw.read(1)[0] & 4)
+    last = False
+    while not last:
+        raw.seek(position)
+        header = int.from_bytes(raw.read(3), "little")
+        last, kind, size = bool(header & 1), header >> 1 & 3, header >> 3
+        position += 3 + (1 if kind == 1 else size)
+        if position > end:
+            raise EOFError("the stream is cut off")
+    if position + 4 * has_checksum != end:
+        raise EOFError("the stream is cut off, or has bytes behind its end")
+
+
 class BlosclzCodec(Codec):
-    """Runs of Blosc2 chunks with BLOSCLZ inside (Blosc2 chunk format; header of 16 or 32 bytes)."""
+    """Runs of Blosc2 chunks with BLOSCLZ inside, the last one empty to mark the end.
+
+    Source: the Blosc2 chunk format, with its header of 16 or 32 bytes.
+    """
 
     name = "blosclz"
     extension = ".blosc"
@@ -259,7 +307,8 @@ class BlosclzCodec(Codec):
         """Make a run of chunks."""
         view = memoryview(data).cast("B")
         starts = range(0, len(view), self._chunk)
-        return b"".join(self._one(view[i : i + self._chunk], level) for i in starts)
+        pieces = [self._one(view[i : i + self._chunk], level) for i in starts]
+        return b"".join([*pieces, self._one(b"", level)])
 
     def decompress(self, data: bytes) -> bytes:
         """Read a run of chunks."""
@@ -290,15 +339,20 @@ class BlosclzCodec(Codec):
     def _chunks(self, raw: BinaryIO) -> Iterator[bytes]:
         import blosc2
 
-        while header := raw.read(16):
+        while True:
+            header = raw.read(16)
             if len(header) < 16:
-                raise DecodeError("a Blosc2 chunk is cut off in its header")
+                raise DecodeError("a run of Blosc2 chunks is cut off")
             size, expected = (int.from_bytes(header[i : i + 4], "little") for i in (12, 4))
             chunk = header + raw.read(max(0, size - 16))
             if len(chunk) != size or expected > self._chunk:
                 raise DecodeError(f"a Blosc2 chunk of {size} bytes is cut off or too large")
+            if expected == 0:
+                break
             # One thread: the library's pool does not survive a fork.
             yield cast("bytes", blosc2.decompress2(chunk, nthreads=1))
+        if raw.read(1):
+            raise DecodeError(_BEHIND)
 
 
 class _ChunkCompressor:
@@ -323,7 +377,7 @@ class _ChunkCompressor:
 
     def flush(self) -> bytes:
         rest, self._pending = self._pending, bytearray()
-        return self._one(rest) if rest else b""
+        return (self._one(rest) if rest else b"") + self._one(b"")
 
 
 class _IteratorReader(io.RawIOBase):

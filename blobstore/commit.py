@@ -23,6 +23,7 @@ from blobstore.errors import (
     BlobStoreError,
     KeyExistsError,
     KeyNotFoundError,
+    LostDraftError,
     UnavailableError,
 )
 from blobstore.protocols import (
@@ -308,7 +309,7 @@ class Committer:
     def _write_blob(self, staged: _Staged, i: int) -> Part:
         """Write a part under a fresh location, again if its temporary file was collected."""
         for _ in range(_ATTEMPTS - 1):
-            with contextlib.suppress(UnavailableError):
+            with contextlib.suppress(LostDraftError):
                 return self._write_blob_once(staged, i)
         return self._write_blob_once(staged, i)
 
@@ -438,10 +439,10 @@ class Committer:
         to be on disk: otherwise a power cut could leave the old index without the old bytes.
         """
         gone = set(result.condemned)
+        if self._policy.fsync and not self._policy.syncs_itself:
+            self._index.sync()  # promised, so its error is the caller's
         try:
-            if self._policy.fsync and not self._policy.syncs_itself:
-                self._index.sync()
-            elif gone and not self._policy.fsync:
+            if gone and not self._policy.fsync:
                 entries = [entry for entry in result.entries if entry is not None]
                 placed = {location for entry in entries for location in entry.locations}
                 self._objects.sync(placed - gone)
@@ -452,8 +453,6 @@ class Committer:
             if len(self._deleted) >= _FORGET_AT:
                 self._forget()
         except BlobStoreError as exc:
-            if self._policy.fsync and not gone:
-                raise  # the put was promised to be on disk
             # The rows stay condemned, and gc tries again.
             logger.warning("left %d superseded blobs to gc: %s", len(gone), exc)
 

@@ -214,7 +214,7 @@ class Canonical:
         return bytes.fromhex(hasher.hexdigest())
 
     def _global(self, obj: Any) -> None:
-        name = f"{obj.__module__}.{obj.__qualname__}"
+        name = f"{obj.__module__}:{obj.__qualname__}"
         owner = getattr(obj, "__self__", None)
         if "<" in name or not (owner is None or isinstance(owner, types.ModuleType)):
             raise UnsupportedTypeError(f"{name} is no name that another process could look up")
@@ -228,7 +228,7 @@ class Canonical:
         except (TypeError, pickle.PicklingError) as exc:
             raise UnsupportedTypeError(f"a {type(obj).__name__} cannot be taken apart") from exc
         if isinstance(reduced, str):
-            self._atom(b"g", f"{type(obj).__module__}.{reduced}".encode())
+            self._atom(b"g", f"{type(obj).__module__}:{reduced}".encode())
             return
         function, arguments, *rest = reduced
         optional: list[Any] = [*rest, None, None, None, None]

@@ -24,6 +24,7 @@ The tree is grouped by what a caller would do next::
         ├── PermissionDeniedError
         ├── OutOfSpaceError
         └── UnavailableError                      retryable; .outcome says whether a change may have landed
+            └── LostDraftError                    somebody removed the temporary file of a write: write again
 
 Foreign exceptions are translated once, at the edge of the backend that met them, with ``raise ... from``.
 """
@@ -174,6 +175,10 @@ class UnavailableError(StorageError):
     ) -> None:
         super().__init__(message, key=key, location=location)
         self.outcome: Outcome = outcome
+
+
+class LostDraftError(UnavailableError):
+    """The temporary file of a write was removed before it was published; write again."""
 
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

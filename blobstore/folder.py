@@ -73,10 +73,11 @@ def prepare(cache_dir: str | os.PathLike[str], *, readonly: bool) -> Path:
         There is a file in its place, or it cannot be made.
     """
     given: Any = cache_dir
-    if not isinstance(given, str | os.PathLike) or not os.fspath(given):
+    path = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(path, str) or not path:
         raise ConfigError(f"cache_dir must be the path of a folder, not {cache_dir!r}")
     try:
-        root = Path(cache_dir).expanduser().resolve()
+        root = Path(path).expanduser().resolve()
     except (OSError, ValueError, RuntimeError) as exc:
         raise ConfigError(f"cache_dir {cache_dir!r} is no usable path: {exc}") from exc
     if readonly:
@@ -162,7 +163,7 @@ def _agree(
 def _index_kind(
     root: Path, backend: str | MetadataBackend | None, described: Description | None
 ) -> str:
-    there = _existing(root, described)
+    there = _existing(root, described, backend)
     if described is not None and there not in (_ELSEWHERE, *metadata_backends.names()):
         raise IncompatibleStoreError(
             f"{root / DESCRIPTION} says that the index is of the kind {there!r}, which is not known "
@@ -196,13 +197,15 @@ def _index_kind(
     return wanted or there
 
 
-def _existing(root: Path, described: Description | None) -> str | None:
+def _existing(
+    root: Path, described: Description | None, backend: str | MetadataBackend | None
+) -> str | None:
     """The kind of index that the folder has, if any."""
     files = _index_files(root)
     if described is None:
-        if len(files) > 1:
+        if len(files) > 1 and backend is None:
             raise ConfigError(f"{root} holds two indexes ({', '.join(files)}): say which backend=")
-        return files[0] if files else None
+        return files[0] if len(files) == 1 else None
     if described.index in _INDEX_FILES.values() and described.index not in files:
         raise IntegrityError(
             f"{root / DESCRIPTION} says that the index is of the kind {described.index!r}, but its "
@@ -259,13 +262,18 @@ def claim(objects: ObjectStore, store_id: str) -> None:
         except KeyNotFoundError:
             objects.put_if_absent(MARKER, store_id.encode("ascii"))
             continue
-        if owner != store_id:
-            raise IncompatibleStoreError(
-                f"the blobs here belong to the index {owner!r}, not to {store_id!r}: open the store "
-                "with the index it was made with, or keep new blobs elsewhere",
-                location=MARKER,
-            )
-        return
+        if owner == store_id:
+            return
+        raise IncompatibleStoreError(
+            f"the blobs here belong to the index {owner!r}, not to {store_id!r}: open the store "
+            "with the index it was made with, or keep new blobs elsewhere",
+            location=MARKER,
+        )
+    raise StorageError(
+        f"the object store {objects!r} does not keep what it is given: {MARKER!r} was put there, and "
+        "is not found",
+        location=MARKER,
+    )
 
 
 def read_description(root: Path) -> Description | None:
@@ -285,7 +293,7 @@ def read_description(root: Path) -> Description | None:
         return None
     except OSError as exc:
         raise from_os_error(exc, f"reading {path}") from exc
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise IntegrityError(
             f"{path} is damaged ({exc}): restore it from a backup, or remove it if the index beside "
             "it is whole, and it will be written anew"

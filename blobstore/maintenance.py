@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from blobstore.entry import Blob, Entry, now_us
 from blobstore.errors import (
+    BlobStoreError,
     IntegrityError,
     InvalidInputError,
     KeyNotFoundError,
@@ -128,41 +129,53 @@ def verify(
     entries = read = 0
     for entry in index.scan(Query()):
         entries += 1
-        fresh = [x for x in entry.locations if x not in seen]
+        fresh = {x for x in entry.locations if x not in seen}
         seen.update(fresh)
-        if deep and (fresh or entry.inline):
+        wrong = _looked_at(index, objects, entry, fresh)
+        problems.extend(wrong)
+        if deep and (fresh or entry.inline) and not any(p.kind == "missing" for p in wrong):
             read += entry.size
-            if (problem := _read_through(reader, objects, entry)) is not None:
-                problems.append(problem)
-            continue
-        sizes = {part.blob.location: part.blob.size for part in entry.parts}
-        for location in fresh:
-            found = _stored_size(objects, location)
-            if found == sizes[location]:
-                continue
-            latest = index.get(entry.key)
-            if latest is None or location not in latest.locations:
-                continue  # superseded meanwhile
-            kind = "missing" if found is None else "size"
-            said = "is gone" if found is None else f"has {found} bytes, not {sizes[location]}"
-            problems.append(
-                Problem(kind, entry.key, location, f"{entry.key!r}: its blob {location} {said}")
-            )
+            told = {problem.location for problem in wrong}  # never None
+            found = _read_through(reader, objects, entry)
+            problems.extend(problem for problem in found if problem.location not in told)
     return VerifyReport(entries, len(seen), read, tuple(problems))
 
 
-def _read_through(reader: Reader, objects: ObjectStore, entry: Entry) -> Problem | None:
-    """Read all of an entry; what is wrong with it, if anything is."""
+def _looked_at(
+    index: MetadataBackend, objects: ObjectStore, entry: Entry, locations: set[str]
+) -> list[Problem]:
+    """Blobs of an entry that are not there, or not in full."""
+    sizes = {part.blob.location: part.blob.size for part in entry.parts}
+    wrong = {x: _stored_size(objects, x) for x in sorted(locations)}
+    wrong = {x: found for x, found in wrong.items() if found != sizes[x]}
+    latest = index.get(entry.key) if wrong else entry
+    problems = []
+    for location, found in wrong.items():
+        if latest is None or location not in latest.locations:
+            continue  # superseded meanwhile
+        kind = "missing" if found is None else "size"
+        said = "is gone" if found is None else f"has {found} bytes, not {sizes[location]}"
+        text = f"{entry.key!r}: its blob {location} {said}"
+        problems.append(Problem(kind, entry.key, location, text))
+    return problems
+
+
+def _read_through(reader: Reader, objects: ObjectStore, entry: Entry) -> list[Problem]:
+    """Read all of an entry; what is wrong with it."""
     try:
-        reader.check(entry)
-    except IntegrityError as exc:
-        kind = "checksum" if exc.location is None else _what(objects, exc.location)
-        return Problem(kind, entry.key, exc.location, exc.message)
+        found = reader.check(entry)
     except KeyNotFoundError:
-        return None  # deleted meanwhile
-    except StorageError as exc:
-        return Problem("unreadable", entry.key, exc.location, exc.message)
-    return None
+        return []  # deleted meanwhile
+    except (IntegrityError, StorageError) as exc:
+        found = [exc]
+    return [_problem(objects, entry.key, error) for error in found]
+
+
+def _problem(objects: ObjectStore, key: str, error: BlobStoreError) -> Problem:
+    if isinstance(error, StorageError):
+        return Problem("unreadable", key, error.location, error.message)
+    kind = "checksum" if error.location is None else _what(objects, error.location)
+    return Problem(kind, key, error.location, error.message)
 
 
 def _what(objects: ObjectStore, location: str) -> str:
@@ -208,10 +221,12 @@ def gc(index: MetadataBackend, objects: ObjectStore, *, dry_run: bool, grace: fl
     before_us = now_us() - grace * 1e6
     items: list[Garbage] = []
     for batch in _batches(_unreferenced(index, objects, before_us)):
-        items.extend(batch)
-        if not dry_run:
-            condemned = index.condemn([item.name for item in batch], now_us())
-            objects.delete_many(condemned)
+        if dry_run:
+            items.extend(batch)
+            continue
+        condemned = set(index.condemn([item.name for item in batch], now_us()))
+        objects.delete_many(condemned)
+        items.extend(item for item in batch if item.name in condemned)
     items.extend(_condemned(index, objects, before_us, dry_run=dry_run))
     for leftover in list(objects.leftovers()):
         if leftover.modified.timestamp() * 1e6 <= before_us:

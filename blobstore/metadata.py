@@ -125,10 +125,11 @@ def _convert(value: Any, path: tuple[str | int, ...]) -> Any:
 
 def _numpy_scalar(value: Any, path: tuple[str | int, ...]) -> Any:
     """The JSON form of a NumPy scalar or 0-d array, told by its dtype (NumPy is not imported)."""
-    if value.dtype.kind == "M":
+    kind = value.dtype.kind
+    if kind == "M" and str(value) != "NaT":
         return str(value)
     plain = value.item()
-    if type(plain) not in (bool, int, float, str):
+    if kind in "mM" or type(plain) not in (bool, int, float, str):
         raise InvalidMetadataError(
             f"{_where(path)} is a NumPy {value.dtype}, which JSON does not have: convert it first"
         )

@@ -18,10 +18,12 @@ from typing import Any, BinaryIO
 from blobstore import digest
 from blobstore.entry import Entry, Part
 from blobstore.errors import (
+    BlobStoreError,
     DecodeError,
     HandlerError,
     IntegrityError,
     KeyNotFoundError,
+    StorageError,
     UnavailableError,
     UntrustedTypeError,
 )
@@ -118,18 +120,29 @@ class Reader:
                 return handler.open(parts, _info(current.info_text))
         raise AssertionError("_versions ends by raising")
 
-    def check(self, entry: Entry) -> None:
+    def check(self, entry: Entry) -> list[BlobStoreError]:
         """Compare every stored byte of an entry with its checksums.
+
+        Returns
+        -------
+        list of IntegrityError or StorageError
+            One for each part that is damaged or cannot be read.
 
         Raises
         ------
+        KeyNotFoundError
+            The key was deleted meanwhile.
         IntegrityError
+            A blob is gone.
         """
         for current in self._versions(entry):
             with contextlib.suppress(_SupersededError), self._opened(current) as sources:
+                found = []
                 for part, source in zip(current.parts, sources, strict=True):
-                    _verify_stream(current.key, part, source)
-                return
+                    with _reading(current):
+                        found += _damage(current.key, part, source)
+                return found
+        raise AssertionError("_versions ends by raising")
 
     def _handler(self, entry: Entry) -> Handler:
         handler = self._handlers.by_name(entry.handler)
@@ -180,6 +193,8 @@ class Reader:
         return self._objects.source(part.blob.location)
 
     def _checked(self, entry: Entry, part: Part, source: Source, handler: Handler) -> StoredPart:
+        if source.size != part.blob.size:
+            _compare(entry.key, part, source.size, "no checksum: its size tells")
         if self._verify or handler.runs_code:
             source = CheckedSource(source, entry.key, part, again=handler.runs_code)
         return _stored(part, source)
@@ -225,6 +240,14 @@ class _reading:  # noqa: N801 - used like a function, in a with statement
 def _stored(part: Part, source: Source) -> StoredPart:
     blob = part.blob
     return StoredPart(part.name, source, blob.codec, blob.handler, blob.format_version)
+
+
+def _damage(key: str, part: Part, source: Source) -> list[BlobStoreError]:
+    try:
+        _verify_stream(key, part, source)
+    except (IntegrityError, StorageError) as exc:
+        return [exc]
+    return []
 
 
 def _verify_bytes(key: str, part: Part, data: bytes) -> None:
@@ -325,7 +348,7 @@ class CheckingSource(Source):
         self._part = part
         self.size = source.size
         if self.size != part.blob.size:
-            _compare(key, part, self.size, "unread")
+            _compare(key, part, self.size, "no checksum: its size tells")
 
     def open(self) -> BinaryIO:
         """Open a checking reader."""

@@ -9,6 +9,7 @@ A name used twice is an error.
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any, Generic, TypeVar
 
 from blobstore.errors import ConfigError, DecodeError, MissingDependencyError, UnsupportedTypeError
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, Plan, WriteOptions
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -52,7 +55,7 @@ def load(target: str) -> Any:
     module, _, name = target.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except ImportError as exc:
+    except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         if missing not in _EXTRA_OF:
             raise
@@ -98,7 +101,7 @@ class Registry(Generic[T]):
         """
         self._check(name, implementation)
         with self._lock:
-            if name in self._registered or name in self._builtin:
+            if name in self._registered or name in self._builtin or name in self._entry_points():
                 raise ConfigError(f"there is a {self.kind} named {name!r} already: choose another")
             self._registered[name] = implementation
 
@@ -305,9 +308,20 @@ class HandlerSet:
             found = self._by_type[cls] = self._find(cls)
         return found
 
+    def _offered(self) -> list[Handler]:
+        """The handlers of other packages that can be used here."""
+        usable = []
+        for name in handler_classes.third_party():
+            try:
+                usable.append(self.by_name(name))
+            except MissingDependencyError as exc:
+                # What other objects are stored by must not depend on it.
+                logger.warning("the handler %r is left out: %s", name, exc)
+        return usable
+
     def _find(self, cls: type) -> tuple[Handler, ...]:
         name = f"{cls.__module__}.{cls.__qualname__}"
-        offered = [self.by_name(n) for n in handler_classes.third_party()]
+        offered = self._offered()
         rivals = [
             handler
             for handler in (*self._own, *offered)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol, Self
 from blobstore.errors import (
     InvalidInputError,
     KeyNotFoundError,
-    UnavailableError,
+    LostDraftError,
     from_os_error,
 )
 
@@ -60,7 +60,7 @@ def as_contiguous(data: Buffer) -> bytes | memoryview:
             f"an object store keeps bytes, not {type(data).__name__}: encode it first, "
             "for instance text.encode()"
         ) from exc
-    if view.ndim == 1 and view.itemsize == 1 and view.contiguous:
+    if view.ndim == 1 and view.format == "B" and view.contiguous:
         return view
     try:
         return view.cast("B")
@@ -207,7 +207,7 @@ class HashingSink(Sink):
             try:
                 self.size = hash_file(self._path, self._hasher)
             except FileNotFoundError as exc:
-                raise UnavailableError(
+                raise LostDraftError(
                     f"the temporary file {self._path} was never made, or was removed while it was "
                     "written: try again"
                 ) from exc

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +12,7 @@ from typing import Any, BinaryIO
 
 from blobstore import codecs
 from blobstore.digest import new_checksum
-from blobstore.errors import StorageError, from_os_error
+from blobstore.errors import InvalidInputError, StorageError, from_os_error
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.stream import open_stream, read_stream
 from blobstore.handlers.text import BytesHandler
@@ -51,6 +54,16 @@ class FileHandler(Handler):
         return open_stream(parts["data"])
 
 
+def _open(path: Path) -> io.FileIO:
+    """Open a regular file; a pipe would make us wait, and could not be read twice."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    file = io.FileIO(path, "rb", opener=lambda name, _: os.open(name, flags))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise InvalidInputError(f"{path} is no regular file: store its content with put()")
+    return file
+
+
 class _FilePart(PlannedPart):
     handler = BytesHandler.name
 
@@ -59,11 +72,8 @@ class _FilePart(PlannedPart):
         self._options = options
         self._encoding: Encoding | None = None
         self._digested: str | None = None
-        try:
-            with FileSource(path) as source:
-                self.size_hint = source.size
-        except OSError as exc:
-            raise from_os_error(exc, f"reading the file {path}") from exc
+        with self._source() as source:
+            self.size_hint = source.size
 
     def digest(self, hasher: Hasher) -> None:
         """Hash the content, as `digest_bytes` would."""
@@ -74,9 +84,15 @@ class _FilePart(PlannedPart):
             seen.update(chunk)
         self._digested = seen.hexdigest()
 
+    def _source(self) -> FileSource:
+        try:
+            return FileSource(self._path, _open(self._path))
+        except OSError as exc:
+            raise from_os_error(exc, f"reading the file {self._path}") from exc
+
     def _chunks(self) -> Iterator[bytes]:
         try:
-            with self._path.open("rb", buffering=0) as file:
+            with _open(self._path) as file:
                 while chunk := file.read(CHUNK):
                     yield chunk
         except OSError as exc:
@@ -85,7 +101,7 @@ class _FilePart(PlannedPart):
     def encoding(self) -> Encoding:
         """Decide on stretches spread over the file."""
         if self._encoding is None:
-            with FileSource(self._path) as source:
+            with self._source() as source:
                 step = max(_SAMPLE, source.size // 4)
                 pieces = [
                     source.read_range(start, start + _SAMPLE)

@@ -58,7 +58,7 @@ class MappingHandler(Handler):
 
     def can_handle(self, obj: Any) -> bool:
         """A plain dictionary that holds something to be split off."""
-        return type(obj) is dict and _holds_leaf(obj, _DEPTH)
+        return type(obj) is dict and _holds_leaf(obj, _DEPTH, set())
 
     def plan(self, obj: Any, options: WriteOptions) -> Plan:
         """Pickle the skeleton; the arrays are not touched."""
@@ -90,11 +90,20 @@ class MappingHandler(Handler):
             if pid not in notes or pid not in parts:
                 raise DecodeError(f"a dictionary was stored without its part {pid!r}")
             if pid not in loaded:
-                reader = handler_classes.get(parts[pid].handler)()
+                reader = _reader_of(parts[pid].handler)
                 loaded[pid] = reader.read({"data": parts[pid]}, notes[pid])
             return loaded[pid]
 
         return pickles.load(skeleton, functools.partial(_SkeletonUnpickler, resolve=resolve))
+
+
+def _reader_of(name: str) -> Handler:
+    if name not in _LEAVES.values():
+        raise DecodeError(
+            f"a part of a dictionary was stored by the handler {name!r}, which is not known here: "
+            "upgrade blobstore"
+        )
+    return handler_classes.get(name)()
 
 
 class _SkeletonPickler(pickle.Pickler):
@@ -164,7 +173,7 @@ class _Parts:
         walk = pickles.hasher_like(hasher)
         try:
             Canonical(walk, known).add(obj)
-        except UnsupportedTypeError:
+        except (UnsupportedTypeError, RecursionError):
             hasher.update(b"blobstore:skeleton-pickle:1\0" + pickled)
         else:
             hasher.update(b"blobstore:skeleton:1\0" + bytes.fromhex(walk.hexdigest()))
@@ -200,8 +209,14 @@ def _leaf_handler(obj: Any) -> str | None:
     return handler if handler is not None and obj.nbytes >= LARGE else None
 
 
-def _holds_leaf(container: Any, depth: int) -> bool:
-    """Whether there is a large leaf inside plain containers, down to a certain depth."""
+def _holds_leaf(container: Any, depth: int, seen: set[int]) -> bool:
+    """Whether there is a large leaf inside plain containers, down to a certain depth.
+
+    Each container is looked into once, however often it occurs.
+    """
+    if id(container) in seen:
+        return False
+    seen.add(id(container))
     items = container.values() if type(container) is dict else container
     kinds = set(map(type, items))  # most containers are told by this alone, without a loop
     if kinds <= _PLAIN:
@@ -210,4 +225,4 @@ def _holds_leaf(container: Any, depth: int) -> bool:
         return True
     if not depth or kinds.isdisjoint(_CONTAINERS):
         return False
-    return any(_holds_leaf(item, depth - 1) for item in items if type(item) in _CONTAINERS)
+    return any(_holds_leaf(item, depth - 1, seen) for item in items if type(item) in _CONTAINERS)

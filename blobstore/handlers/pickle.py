@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from blobstore import codecs
 from blobstore.digest import Canonical
-from blobstore.errors import DecodeError, UnsupportedTypeError
+from blobstore.errors import BlobStoreError, DecodeError, UnsupportedTypeError
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.stream import StreamPart, open_stream, read_stream
 from blobstore.protocols import Handler, Plan, StoredPart, WriteOptions
@@ -134,8 +134,11 @@ def load(part: StoredPart, unpickler: Callable[..., pickle.Unpickler] = pickle.U
             f"the stored object needs something that is not here: {exc}. Install or import the "
             "code that defines its class, as it was when the object was stored"
         ) from exc
-    except (pickle.UnpicklingError, EOFError, struct.error) as exc:
-        raise DecodeError(f"the stored object cannot be unpickled: {exc}") from exc
+    except BlobStoreError:
+        raise
+    except Exception as exc:
+        # Unpickling runs the code of the object's class, which may raise anything at all.
+        raise DecodeError(f"the stored object cannot be unpickled: {exc!r}") from exc
 
 
 def _load_bytes(data: bytes, unpickler: Callable[..., pickle.Unpickler]) -> Any:
@@ -158,7 +161,10 @@ def _load_stream(stream: BinaryIO, unpickler: Callable[..., pickle.Unpickler]) -
 
 def _exactly(stream: BinaryIO, size: int) -> bytearray:
     """Read into fresh, writable memory that the loaded object will own."""
-    buffer = bytearray(size)
+    try:
+        buffer = bytearray(size)
+    except (MemoryError, OverflowError) as exc:
+        raise DecodeError(f"the stream says that {size} bytes follow, too many to hold") from exc
     view, done = memoryview(buffer), 0
     while done < size:
         count = stream.readinto(view[done : done + CHUNK])  # type: ignore[attr-defined]
@@ -173,7 +179,7 @@ def digest_object(hasher: Hasher, obj: Any, pieces: Sequence[Buffer]) -> None:
     walk = hasher_like(hasher)
     try:
         Canonical(walk, known_types).add(obj)
-    except UnsupportedTypeError:
+    except (UnsupportedTypeError, RecursionError):
         hasher.update(b"blobstore:pickle:1\0")
         for piece in pieces:
             hasher.update(memoryview(piece).cast("B"))

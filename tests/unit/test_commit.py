@@ -15,6 +15,7 @@ from blobstore.errors import (
     ConflictError,
     KeyExistsError,
     KeyNotFoundError,
+    LostDraftError,
     OutOfSpaceError,
     PermissionDeniedError,
     UnavailableError,
@@ -362,8 +363,8 @@ def test_a_part_that_cannot_be_written(rig, at, error):
 
 
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_store_that_cannot_be_reached_for_a_moment(rig, at):
-    fail(rig.objects, "writer", UnavailableError("gone"), at=at)
+def test_a_temporary_file_that_is_removed_meanwhile(rig, at):
+    fail(rig.objects, "writer", LostDraftError("gone"), at=at)
     rig.put({"a": array(1)}, "k")
     assert np.array_equal(rig.get("k")["a"], array(1))
     assert rig.sound()

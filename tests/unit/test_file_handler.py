@@ -15,7 +15,13 @@ import pytest
 
 from blobstore import BlobStore, codecs
 from blobstore.digest import new_digest
-from blobstore.errors import IntegrityError, KeyNotFoundError, PermissionDeniedError, StorageError
+from blobstore.errors import (
+    IntegrityError,
+    InvalidInputError,
+    KeyNotFoundError,
+    PermissionDeniedError,
+    StorageError,
+)
 from blobstore.handlers.file import FileHandler, LocalFile
 from blobstore.handlers.text import BytesHandler
 from blobstore.protocols import WriteOptions
@@ -285,7 +291,7 @@ def test_a_pipe_is_refused_and_not_waited_for(store, tmp_path):
     def put():
         try:
             store.put_file(pipe, "k")
-        except StorageError as exc:
+        except InvalidInputError as exc:
             caught.append(exc)
 
     thread = threading.Thread(target=put, daemon=True)

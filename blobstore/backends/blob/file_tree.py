@@ -34,7 +34,7 @@ from blobstore.errors import (
     ConfigError,
     InvalidKeyError,
     KeyNotFoundError,
-    UnavailableError,
+    LostDraftError,
 )
 from blobstore.streams import Buffer, FileSource, Sink, Source, as_contiguous
 
@@ -262,7 +262,7 @@ class FileTree:
                 return won
             finally:
                 os.close(folder)
-        raise UnavailableError(
+        raise LostDraftError(
             f"writing {self.path(name)} failed: its temporary file {draft.name}, or its folder, was "
             "removed by somebody else meanwhile. Try again",
             location=self._label(name),

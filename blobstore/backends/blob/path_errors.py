@@ -13,7 +13,7 @@ from blobstore.errors import (
     IncompatibleStoreError,
     InvalidKeyError,
     KeyNotFoundError,
-    UnavailableError,
+    LostDraftError,
     from_os_error,
 )
 
@@ -56,7 +56,7 @@ class PathErrors:
                 f"there is no object {location!r} in {self._root}", location=location
             )
         if exc.errno == errno.ENOENT:
-            return UnavailableError(
+            return LostDraftError(
                 f"the temporary file for {path} was removed while it was written, by gc or by hand: "
                 "try again",
                 location=location,
