@@ -28,7 +28,7 @@ def tests(session):
 
 @nox.session
 def lint(session):
-    session.install("-e", ".[lint]")
+    session.install("-e", ".[test,lint]")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
