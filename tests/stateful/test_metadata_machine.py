@@ -18,7 +18,6 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from blobstore.entry import Entry
 from blobstore.errors import ConflictError, KeyExistsError, KeyNotFoundError
-from blobstore.keys import new_location, random_id
 from blobstore.protocols import CommitResult, Copy, Delete, Put
 from blobstore.query import Query
 from blobstore.testing.metadata_backend import make_blob, make_inline, make_patch, make_put
@@ -76,8 +75,13 @@ class IndexMachine(RuleBasedStateMachine):
         self.ids = {}  # of the model -> of the backend
         self.seen = {}  # key -> [(the model's entry, the backend's entry)], oldest first
         self.last = None  # the latest commit that landed: operations, commit id, result
-        self.now = 0
+        self.now = self.used = 0
         self.taken = set()  # pending locations that the commit at hand uses already
+
+    def fresh(self):
+        """An identifier that was never used before, the same each time that a history is replayed."""
+        self.used += 1
+        return f"{self.used:032x}"
 
     def teardown(self):
         for handle in self.handles:
@@ -110,7 +114,7 @@ class IndexMachine(RuleBasedStateMachine):
     def commit(self, handle, chosen):
         self.now += 1
         self.taken.clear()
-        backend, commit_id = self.handle(handle), random_id()
+        backend, commit_id = self.handle(handle), self.fresh()
         pairs = [self.operations(intent) for intent in chosen]
         for_model, for_backend = map(list, zip(*pairs, strict=True))
         expected = self.outcome(self.model, for_model, commit_id)
@@ -137,14 +141,14 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(handle=handles, count=st.integers(1, 2), digest=digests)
     def announce(self, handle, count, digest):
-        blobs = [make_blob(digest=digest, created_us=self.now) for _ in range(count)]
+        blobs = [make_blob(self.fresh(), digest=digest, created_us=self.now) for _ in range(count)]
         self.handle(handle).announce(blobs)
         self.model.announce(blobs)
         self.compare_all()
 
     @rule(handle=handles, chosen=st.lists(picks, max_size=4), unknown=st.booleans())
     def condemn(self, handle, chosen, unknown):
-        locations = [*self.pick_rows(chosen), *([new_location("")] if unknown else [])]
+        locations = [*self.pick_rows(chosen), *([self.fresh()] if unknown else [])]
         answer = self.handle(handle).condemn(locations, self.now)
         assert sorted(answer) == sorted(self.model.condemn(locations, self.now))
         self.compare_all()
@@ -244,7 +248,7 @@ class IndexMachine(RuleBasedStateMachine):
         return make_put(key, *blobs, reused=reused, metadata=metadata, now_us=self.now)
 
     def blob(self, kind, *choice):
-        new = make_blob(created_us=self.now, size=self.now)
+        new = make_blob(self.fresh(), created_us=self.now, size=self.now)
         if kind == "new":
             return new._replace(digest=choice[0])
         rows = sorted(self.model.rows.values(), key=lambda row: row.location)
