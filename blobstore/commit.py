@@ -21,6 +21,7 @@ from blobstore import keys
 from blobstore.entry import Blob, Entry, EntryDraft, Part, now_us
 from blobstore.errors import (
     BlobStoreError,
+    HandlerError,
     KeyExistsError,
     KeyNotFoundError,
     LostDraftError,
@@ -46,7 +47,7 @@ R = TypeVar("R")
 
 _ATTEMPTS = 30
 _FORGET_AT = 256
-_to_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_to_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class _Staged:
 
     request: Request
     planned: Planned
+    info_text: str
     digests: list[str | None] = field(default_factory=list)
     parts: list[Part | None] = field(default_factory=list)
     reused: set[str] = field(default_factory=set)
@@ -203,7 +205,7 @@ class Committer:
     def _stage(self, request: Request) -> _Staged:
         """Plan an object, and give it its key."""
         planned = self._handlers.plan(request.data, self._policy.options)
-        staged = _Staged(request, planned)
+        staged = _Staged(request, planned, _info_text(planned))
         staged.parts = [None] * len(planned.plan.parts)
         staged.digests = [None] * len(planned.plan.parts)
         # What may end up in the index row is shared with nothing, and needs no digest yet.
@@ -377,7 +379,7 @@ class Committer:
             key=staged.key,
             handler=staged.planned.handler.name,
             data_type=plan.data_type,
-            info_text=_to_text(plan.info),
+            info_text=staged.info_text,
             metadata_text=staged.request.metadata_text,
             parts=parts,
             size=sum(part.blob.size for part in parts),
@@ -461,6 +463,17 @@ class Committer:
         deleted, self._deleted = self._deleted, []
         if deleted:
             self._index.forget(deleted)
+
+
+def _info_text(planned: Planned) -> str:
+    """The info of a plan as it is stored; a handler that plans badly is found out here."""
+    plan, name = planned.plan, planned.handler.name
+    if len({part.name for part in plan.parts}) != len(plan.parts):
+        raise HandlerError(f"the handler {name!r} gave two parts the same name: mend it")
+    try:
+        return _to_text(plan.info)
+    except (TypeError, ValueError) as exc:
+        raise HandlerError(f"the handler {name!r} gave info that is no JSON: {exc}") from exc
 
 
 def _without_kept(staged: Sequence[_Staged], kept: Mapping[str, Entry]) -> list[_Staged]:

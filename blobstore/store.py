@@ -428,7 +428,7 @@ class BlobStore(MutableMapping[str, Any]):
             "updated_at": entry.updated_at.isoformat(),
             "version": entry.version,
             "handler": entry.handler,
-            "compression": entry.parts[-1].blob.codec,
+            "compression": entry.parts[-1].blob.codec if entry.parts else "none",
             "info": entry.info,
             "metadata": entry.metadata,
         }

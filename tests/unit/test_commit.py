@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
+from blobstore import BlobStore, Handler, HandlerError
 from blobstore.backends import DictStore, FilesystemBlobBackend, JsonBackend, SqlBackend
 from blobstore.commit import Committer, Request, WritePolicy
 from blobstore.errors import (
@@ -22,6 +24,7 @@ from blobstore.errors import (
     UnsupportedTypeError,
 )
 from blobstore.handlers.numpy import ArrayPart
+from blobstore.handlers.pickle import PickleHandler
 from blobstore.handlers.stream import StreamPart
 from blobstore.keys import is_location
 from blobstore.maintenance import gc, verify
@@ -954,3 +957,38 @@ def test_a_store_that_answers_another_location(index):
             rig.put(noise(3), "k")
         assert {*objects.held} == {*new}
         assert rig.get("k") == noise(2)
+
+
+class BadPlans(Handler):
+    """Plans what cannot be stored."""
+
+    name = "bad"
+    type_names = ("fractions.Fraction",)
+
+    def __init__(self, info, names):
+        self.info, self.names = info, names
+
+    def can_handle(self, obj):
+        return True
+
+    def plan(self, obj, options):
+        parts = PickleHandler().plan(obj, options).parts * len(self.names)
+        for part, name in zip(parts, self.names, strict=True):
+            part.name = name
+        return Plan("bad", self.info, parts)
+
+    def read(self, parts, info, **options):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("info", "names", "message"),
+    [({"a": {1}}, ["x"], "no JSON"), ({"a": float("nan")}, ["x"], "no JSON"),
+     ({}, ["x", "x"], "same name")],
+)  # fmt: skip
+def test_a_handler_that_plans_badly_stores_nothing(tmp_path, info, names, message):
+    with BlobStore(tmp_path, handlers=[BadPlans(info, names)]) as store:
+        with pytest.raises(HandlerError, match=message):
+            store.put(Fraction(1, 3), key="k")
+        assert not store.exists("k")
+        assert [*(tmp_path / "blobs").rglob("*.pkl*")] == []
