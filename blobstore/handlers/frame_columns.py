@@ -45,8 +45,8 @@ class Builder(ABC):
     """A column being read: takes arrays in order, then gives the whole."""
 
     @abstractmethod
-    def add(self, array: pa.Array) -> None:
-        """Take in the next rows."""
+    def add(self, array: pa.Array, *, shared: bool = False) -> None:
+        """Take in the next rows; `shared` if somebody else keeps the array too."""
 
     @abstractmethod
     def finish(self) -> Any:
@@ -54,7 +54,7 @@ class Builder(ABC):
 
 
 class Fill(Builder):
-    """Copies rows into arrays that were allocated at once.
+    """Copies rows into arrays that were allocated at once; a single array becomes the column.
 
     Parameters
     ----------
@@ -64,6 +64,8 @@ class Fill(Builder):
         Makes one ndarray for each target from an Arrow array.
     result : callable
         Makes the column from the filled targets.
+    adopt : bool
+        Whether an array that has all rows may take the place of a target.
     """
 
     def __init__(
@@ -71,19 +73,28 @@ class Fill(Builder):
         targets: tuple[NdArray, ...],
         decode: Callable[[pa.Array], tuple[NdArray, ...]],
         result: Callable[..., Any],
+        *,
+        adopt: bool = False,
     ) -> None:
         self._targets = targets
+        self._adopt = adopt
         self._decode = decode
         self._result = result
         self._done = 0
 
-    def add(self, array: pa.Array) -> None:
+    def add(self, array: pa.Array, *, shared: bool = False) -> None:
         """Decode and copy rows."""
         stop = self._done + len(array)
         if stop > len(self._targets[0]):
             raise DecodeError("a column has more rows than its frame")
-        for target, values in zip(self._targets, self._decode(array), strict=True):
-            target[self._done : stop] = values
+        decoded = self._decode(array)
+        whole = len(array) == len(self._targets[0])
+        kept = _own_memory(array, decoded[0]) if self._adopt and whole and not shared else None
+        if kept is not None:
+            self._targets = (kept,)
+        else:
+            for target, values in zip(self._targets, decoded, strict=True):
+                target[self._done : stop] = values
         self._done = stop
 
     def finish(self) -> Any:
@@ -102,7 +113,7 @@ class Collect(Builder):
         self._result = result
         self._chunks: list[pa.Array] = []
 
-    def add(self, array: pa.Array) -> None:
+    def add(self, array: pa.Array, *, shared: bool = False) -> None:
         """Keep rows."""
         self._chunks.append(array if array.type.equals(self._kind) else array.cast(self._kind))
 
@@ -166,6 +177,16 @@ class Column:
         return single(self.rows(0, len(self.values)))
 
 
+def _own_memory(array: pa.Array, values: NdArray) -> NdArray | None:
+    """The same values, writable, if they lie in memory that was made for this very array."""
+    data = array.buffers()[-1]
+    start = array.offset * values.dtype.itemsize
+    if data is None or not data.is_mutable or values.ctypes.data != data.address + start:
+        return None
+    owned: NdArray = np.frombuffer(data, values.dtype, len(values), start)
+    return owned
+
+
 def _without_nulls(array: pa.Array) -> tuple[NdArray]:
     if array.null_count:
         raise DecodeError(f"there are nulls in a column of {array.type}, which cannot have any")
@@ -201,7 +222,7 @@ class NumpyType(ColumnType):
                 raise DecodeError(f"a column of {self.dtype} is stored as {array.type}")
             return _without_nulls(array)
 
-        return Fill((target,), decode, lambda values: values)
+        return Fill((target,), decode, lambda values: values, adopt=out is None)
 
 
 def tz_facts(tz: datetime.tzinfo) -> Facts:
@@ -291,7 +312,8 @@ class TemporalType(ColumnType):
                 return values
             return pd.DatetimeIndex(values, copy=False).tz_localize("UTC").tz_convert(self.tz).array
 
-        return Fill((target.view("i8"),), decode, lambda ints: result(ints.view(target.dtype)))
+        finish = lambda ints: result(ints.view(target.dtype))  # noqa: E731
+        return Fill((target.view("i8"),), decode, finish, adopt=out is None)
 
 
 @dataclass(frozen=True)

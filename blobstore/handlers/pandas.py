@@ -68,7 +68,8 @@ from blobstore.streams import Buffer, Hasher, Sink, Source
 FACTS_KEY = b"blobstore"
 
 _ROW_GROUP_BYTES = 64 << 20
-_READ_BYTES = 16 << 20
+_READ_BYTES = 64 << 20
+_SMALL = 1 << 20
 _ROW_GROUP_ROWS = (1 << 14, 1 << 20)
 _MAX_FACTS = 32 << 20
 _SAMPLES = 4
@@ -408,7 +409,7 @@ def _decoding(source: Source, *, whole: bool) -> Iterator[Any]:
             with source.open() as raw, pa.PythonFile(raw, mode="r") as file:
                 yield file
             return
-        if source.size <= _READ_BYTES:
+        if source.size <= _SMALL:
             yield pa.BufferReader(source.read())
             return
         with source.path() as path, pa.OSFile(str(path)) as file:
@@ -511,7 +512,7 @@ def _fill(parquet: Any, names: list[str], builders: list[Builder]) -> None:
             for name in some:  # by name, not position: asking for "a" also brings "a.b"
                 for chunk in table.column(name).chunks:
                     for builder in targets[name]:
-                        builder.add(chunk)
+                        builder.add(chunk, shared=len(targets[name]) > 1)
 
 
 def _batches(names: list[str], size: int) -> Iterator[list[str]]:
@@ -529,7 +530,7 @@ def _frame(arrays: list[Any], types: list[ColumnType], index: pd.Index[Any]) -> 
     if not arrays:
         return pd.DataFrame(index=index)
     base = arrays[0].base if isinstance(types[0], NumpyType) else None
-    if base is not None and base.shape == (len(arrays), len(index)):
+    if isinstance(base, np.ndarray) and base.shape == (len(arrays), len(index)):
         return pd.DataFrame(base.T, index=index, copy=False)
     series = {i: _series(values, index) for i, values in enumerate(arrays)}
     return pd.DataFrame(series, index=index, copy=len(arrays) > _FEW_BLOCKS)
