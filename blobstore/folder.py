@@ -160,6 +160,48 @@ def _agree(
     return described
 
 
+def check_backends(backend: object, blob_backend: object) -> None:
+    """Refuse what can be no index or object store, before a folder is made for it.
+
+    Raises
+    ------
+    ConfigError
+        Unknown name, or neither a name nor an instance.
+    """
+    _wanted_kind(backend)
+    _object_store_class(blob_backend)
+
+
+def _wanted_kind(backend: object) -> str | None:
+    if backend is None:
+        return None
+    if isinstance(backend, MetadataBackend):
+        return _ELSEWHERE
+    if not isinstance(backend, str):
+        raise ConfigError(
+            "backend must be 'json', 'sqlite', an SQLAlchemy URL or a MetadataBackend, not "
+            f"{backend!r}"
+        )
+    if "://" in backend:
+        return _ELSEWHERE
+    metadata_backends.get(backend)  # which says what is wrong with an unknown name
+    return backend
+
+
+def _object_store_class(blob_backend: object) -> type[ObjectStore]:
+    if isinstance(blob_backend, ObjectStore):
+        return type(blob_backend)
+    name = "filesystem" if blob_backend is None else blob_backend
+    if not isinstance(name, str):
+        raise ConfigError(f"blob_backend must be a name, a URL or an ObjectStore, not {name!r}")
+    scheme, separator, _ = name.partition("://")
+    if separator:
+        raise ConfigError(
+            f"there is no blob backend for {scheme!r} URLs yet: give an ObjectStore instance"
+        )
+    return object_stores.get(name)
+
+
 def _index_kind(
     root: Path, backend: str | MetadataBackend | None, described: Description | None
 ) -> str:
@@ -169,20 +211,7 @@ def _index_kind(
             f"{root / DESCRIPTION} says that the index is of the kind {there!r}, which is not known "
             "here: install the package that offers it, or restore the file from a backup"
         )
-    if isinstance(backend, MetadataBackend):
-        wanted: str | None = _ELSEWHERE
-    elif isinstance(backend, str):
-        # The registry says what is wrong with an unknown name.
-        wanted = _ELSEWHERE if "://" in backend else backend
-        if wanted != _ELSEWHERE:
-            metadata_backends.get(wanted)
-    elif backend is None:
-        wanted = None
-    else:
-        raise ConfigError(
-            "backend must be 'json', 'sqlite', an SQLAlchemy URL or a MetadataBackend, not "
-            f"{backend!r}"
-        )
+    wanted = _wanted_kind(backend)
     if there is None:
         return wanted or "json"
     if there == _ELSEWHERE and wanted != _ELSEWHERE:
@@ -229,18 +258,7 @@ def open_objects(root: Path, blob_backend: str | ObjectStore | None, *, fsync: b
     """
     if isinstance(blob_backend, ObjectStore):
         return blob_backend
-    if blob_backend is None:
-        blob_backend = "filesystem"
-    if not isinstance(blob_backend, str):
-        raise ConfigError(
-            f"blob_backend must be a name, a URL or an ObjectStore, not {blob_backend!r}"
-        )
-    scheme, separator, _ = blob_backend.partition("://")
-    if separator:
-        raise ConfigError(
-            f"there is no blob backend for {scheme!r} URLs yet: give an ObjectStore instance"
-        )
-    return object_stores.get(blob_backend).for_folder(root, fsync=fsync)
+    return _object_store_class(blob_backend).for_folder(root, fsync=fsync)
 
 
 def claim(objects: ObjectStore, store_id: str) -> None:

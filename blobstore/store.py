@@ -129,6 +129,7 @@ class BlobStore(MutableMapping[str, Any]):
             raise ConfigError(f"pickle must be one of {', '.join(_PICKLE)}, not {pickle!r}")
         if inline_max_bytes is not None:
             _check_inline(inline_max_bytes)
+        folder.check_backends(backend, blob_backend)
         own_handlers = tuple(handlers or ())
         self._handlers = HandlerSet(own_handlers)
         self._readonly = bool(readonly)

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from blobstore import BlobStore, Handler, HandlerError
+from blobstore import BlobStore, HandlerError
 from blobstore.backends import DictStore, FilesystemBlobBackend, JsonBackend, SqlBackend
 from blobstore.commit import Committer, Request, WritePolicy
 from blobstore.errors import (

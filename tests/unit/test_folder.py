@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blobstore import folder
+from blobstore import BlobStore, folder
 from blobstore.backends import DictStore, FilesystemBlobBackend, JsonBackend, SqlBackend
 from blobstore.errors import (
     ConfigError,
@@ -481,3 +481,15 @@ def test_moving_the_folder_changes_nothing(root, tmp_path):
     assert str(tmp_path) not in (moved / DESCRIPTION).read_text()
     with SqlBackend(moved / "cache_metadata.db") as index:
         assert opened(moved, index) == described
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"backend": "mysql"}, {"backend": 5}, {"blob_backend": "floppy"}, {"blob_backend": 5},
+     {"blob_backend": "s3://bucket/prefix"}, {"compression": "rar"}, {"inline_max_bytes": -1}],
+    ids=str,
+)  # fmt: skip
+def test_a_wrong_argument_makes_no_folder(tmp_path, options):
+    with pytest.raises(ConfigError):
+        BlobStore(tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
