@@ -982,8 +982,47 @@ IN_USE = """
 """
 
 
+BUSY = """
+    import threading
+    stop = threading.Event()
+    def read():
+        while not stop.is_set():
+            backend.get("parent")
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    for _ in range(5):
+        pid = os.fork()
+        if pid == 0:
+            held = {os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")}
+            os._exit(any(name.startswith(str(path)) for name in held))
+        assert os.waitpid(pid, 0)[1] == 0, "the child inherited a connection"
+    stop.set()
+    for reader in readers:
+        reader.join()
+    put(backend, "parent")
+"""
+
+TORN = """
+    from blobstore.errors import StorageError
+    connections._FORK_WAIT = 0
+    kept = backend._pool.acquire()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            backend.get("parent")
+        except StorageError as exc:
+            os._exit("forked" not in str(exc))
+        os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    backend._pool.release(kept)
+"""
+
+
 @linux
-@pytest.mark.parametrize("script", [IDLE, IN_USE], ids=["idle", "in use"])
+@pytest.mark.parametrize(
+    "script", [IDLE, IN_USE, BUSY, TORN], ids=["idle", "in use", "busy", "torn"]
+)
 def test_forked_child_locks_for_itself(path, script):
     """SQLite would believe that the child holds the locks of an open connection it inherited.
 
@@ -991,6 +1030,38 @@ def test_forked_child_locks_for_itself(path, script):
     """
     done = run_python(FORKING + script, path)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+class FailingCommit:
+    """A driver's connection of which the disk fails at the end of a transaction."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def __getattr__(self, name):
+        return getattr(self.driver, name)
+
+    def execute(self, text, *arguments):
+        alone = text.startswith("INSERT INTO entries") and not self.driver.in_transaction
+        if text == "COMMIT" or alone:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+            raise error
+        return self.driver.execute(text, *arguments)
+
+
+@pytest.mark.parametrize(
+    "operation", [inline("k"), make_put("k"), Delete("old")], ids=["inline", "put", "delete"]
+)
+def test_disk_that_fails_at_the_commit_leaves_the_outcome_open(backend, operation, monkeypatch):
+    """SQLite's recovery may accept a transaction whose last sync failed."""
+    put(backend, "old")
+    kept = backend._pool.acquire()
+    monkeypatch.setattr(kept, "driver", FailingCommit(kept.driver))
+    backend._pool.release(kept)
+    with pytest.raises(UnavailableError, match="next opened") as caught:
+        commit(backend, operation)
+    assert caught.value.outcome == "unknown"
 
 
 def test_fork_waits_for_other_threads(backend):
@@ -1007,4 +1078,5 @@ def test_fork_waits_for_other_threads(backend):
     assert backend._pool._all == {}
     assert connections._gate.locked()
     connections._gate.release()
+    backend._pool.forking = False
     assert backend.get("k") is None
