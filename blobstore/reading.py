@@ -29,7 +29,7 @@ from blobstore.errors import (
 )
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, StoredPart
 from blobstore.registry import HandlerSet
-from blobstore.streams import CHUNK, BytesSource, Source
+from blobstore.streams import CHUNK, BytesSource, Source, WrappedReader
 
 _IN_MEMORY = 1 << 20
 """Blobs up to this size are read once, into memory, and checked there. Larger ones are read twice,
@@ -360,9 +360,9 @@ class CheckingSource(Source):
         self._source.close()
 
 
-class _CheckingReader(io.RawIOBase):
+class _CheckingReader(WrappedReader):
     def __init__(self, raw: BinaryIO, key: str, part: Part) -> None:
-        self._raw = raw
+        super().__init__(raw)
         self._key = key
         self._part = part
         self._hashed = 0
@@ -379,20 +379,3 @@ class _CheckingReader(io.RawIOBase):
                 text = digest.checksum_text(self._hasher, executable=self._executable)
                 _compare(self._key, self._part, self._hashed, text)
         return len(data)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def close(self) -> None:
-        if not self.closed:
-            self._raw.close()
-        super().close()

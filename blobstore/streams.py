@@ -365,6 +365,35 @@ class FileSource(Source):
         self._file.close()
 
 
+class WrappedReader(io.RawIOBase):
+    """A raw reader over another one, which it closes with itself; subclasses give `readinto`."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+
+    def readable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move, as in the raw reader."""
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Give the position in the raw reader."""
+        return self._raw.tell()
+
+    def close(self) -> None:
+        """Close both."""
+        if not self.closed:
+            self._raw.close()
+        super().close()
+
+
 class _PositionedReader(io.RawIOBase):
     """Reads a descriptor by position, so that many readers share it without a common offset."""
 

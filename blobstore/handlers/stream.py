@@ -9,7 +9,7 @@ from typing import BinaryIO
 from blobstore import codecs
 from blobstore.errors import DecodeError
 from blobstore.protocols import Encoding, PlannedPart, StoredPart, WriteOptions
-from blobstore.streams import CHUNK, Buffer, Hasher, Sink
+from blobstore.streams import CHUNK, Buffer, Hasher, Sink, WrappedReader
 
 _SMALL = 1 << 17
 """Below this the data is compressed once, whole, and the result is judged instead of a sample."""
@@ -115,12 +115,12 @@ def open_stream(part: StoredPart) -> BinaryIO:
     return io.BufferedReader(_Owning(part, raw), CHUNK)
 
 
-class _Owning(io.RawIOBase):
+class _Owning(WrappedReader):
     """A decompressing reader that closes the file beneath it, and reports in our words."""
 
     def __init__(self, part: StoredPart, raw: BinaryIO) -> None:
         self._stream = codecs.get(part.codec).reader(raw)
-        self._raw = raw
+        super().__init__(raw)
         self._part = part
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
@@ -134,18 +134,13 @@ class _Owning(io.RawIOBase):
         buffer[: len(data)] = data
         return len(data)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        if whence == io.SEEK_END:
-            while self._stream.read(CHUNK):
-                pass
-            offset, whence = offset + self._stream.tell(), io.SEEK_SET
-        return self._stream.seek(offset, whence)
+        with codecs.decoding(self._part.codec, f"part {self._part.name!r}"):
+            if whence == io.SEEK_END:
+                while self._stream.read(CHUNK):
+                    pass
+                offset, whence = offset + self._stream.tell(), io.SEEK_SET
+            return self._stream.seek(offset, whence)
 
     def tell(self) -> int:
         return self._stream.tell()
@@ -153,5 +148,4 @@ class _Owning(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             self._stream.close()
-            self._raw.close()
         super().close()

@@ -29,9 +29,17 @@ from typing import Any, NoReturn
 
 from blobstore import metadata as _metadata
 from blobstore.entry import Blob, Entry, EntryDraft, Part
-from blobstore.errors import ConflictError, IntegrityError, KeyExistsError, KeyNotFoundError
+from blobstore.errors import IntegrityError
 from blobstore.keys import successor
-from blobstore.protocols import CommitResult, Copy, Delete, Expected, Operation, Patch, Put
+from blobstore.protocols import (
+    CommitResult,
+    Copy,
+    Delete,
+    Operation,
+    Patch,
+    Put,
+    check_expected,
+)
 
 _RESORT = 64
 """Up to so many new or removed keys are put in their place; more of them, and all are sorted."""
@@ -473,7 +481,7 @@ class _Planner:
 
     def _put(self, op: Put) -> Entry:
         draft = op.draft
-        expect(draft.key, self._entry(draft.key), op.expected)
+        check_expected(draft.key, self._entry(draft.key), op.expected)
         parts = tuple([self._place(part, op) for part in draft.parts])
         # A blob that is adopted may be larger or smaller than the writer's own.
         growth = sum([part.blob.size for part in parts]) - sum([p.blob.size for p in draft.parts])
@@ -481,7 +489,7 @@ class _Planner:
 
     def _delete(self, op: Delete) -> Entry | None:
         old = self._entry(op.key)
-        expect(op.key, old, op.expected)
+        check_expected(op.key, old, op.expected)
         if old is not None:
             self._set(op.key, None, self._now_us)
         return old
@@ -491,7 +499,7 @@ class _Planner:
         if source is None or op.source == op.target:
             return source
         if not op.overwrite:
-            expect(op.target, self._entry(op.target), "absent")
+            check_expected(op.target, self._entry(op.target), "absent")
         draft = EntryDraft(
             key=op.target,
             handler=source.handler,
@@ -510,7 +518,7 @@ class _Planner:
 
     def _patch(self, op: Patch) -> Entry | None:
         old = self._entry(op.key)
-        expect(op.key, old, op.expected)
+        check_expected(op.key, old, op.expected)
         if old is None:
             return None
         new = old._replace(
@@ -606,59 +614,6 @@ class _Planner:
     def _condemn(self, blob: Blob, now_us: int) -> None:
         self.changes.blobs[blob.location] = blob._replace(state="condemned", condemned_us=now_us)
         self.condemned[blob.location] = None
-
-
-def expect(key: str, entry: Entry | None, expected: Expected) -> None:
-    """Raise unless the entry of a key is as expected.
-
-    Raises
-    ------
-    KeyExistsError, KeyNotFoundError, ConflictError
-
-    Examples
-    --------
-    >>> expect("model", None, "present")
-    Traceback (most recent call last):
-    ...
-    blobstore.errors.KeyNotFoundError: there is no entry 'model': store one first, or check the key
-    """
-    if expected == "any":
-        return
-    if expected == "absent":
-        if entry is not None:
-            raise KeyExistsError(
-                f"there is an entry {key!r} already, at version {entry.version}: choose another "
-                "key, or allow overwriting",
-                key=key,
-            )
-    elif expected == "present":
-        if entry is None:
-            raise KeyNotFoundError(
-                f"there is no entry {key!r}: store one first, or check the key", key=key
-            )
-    elif isinstance(expected, Entry):
-        _expect_version(key, entry, expected.version, expected.id)
-    else:
-        _expect_version(key, entry, expected, None)
-
-
-def _expect_version(key: str, entry: Entry | None, version: int, id: int | None) -> None:
-    if entry is None:
-        raise ConflictError(
-            f"the entry {key!r} was expected at version {version}, but it is gone", key=key
-        )
-    if id is not None and entry.id != id:
-        raise ConflictError(
-            f"the entry {key!r} was expected at version {version}, but was deleted and made anew; "
-            f"it is at version {entry.version}: read it again, then retry",
-            key=key,
-        )
-    if entry.version != version:
-        raise ConflictError(
-            f"the entry {key!r} was expected at version {version}, but is at version "
-            f"{entry.version}: read it again, then retry",
-            key=key,
-        )
 
 
 def plan_announcement(state: IndexState, blobs: Iterable[Blob]) -> Changes:
