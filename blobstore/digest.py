@@ -28,6 +28,7 @@ import struct
 import sys
 import types
 from collections.abc import Callable, Iterable
+from pathlib import PurePath
 from typing import Any
 
 from blobstore.errors import ConfigError, UnsupportedTypeError
@@ -153,6 +154,11 @@ class Canonical:
             self._set(b"z", obj)
         elif isinstance(obj, type | types.FunctionType | types.BuiltinFunctionType):
             self._global(obj)
+        elif isinstance(obj, PurePath):
+            # Since Python 3.13 a path is pickled as the pieces that it was put together from.
+            self._hasher.update(b"p")
+            self._global(kind)
+            self.add(str(obj))
         elif kind is pickle.PickleBuffer:
             self._atom(b"y", obj.raw())
         elif not self._met(obj):

@@ -983,7 +983,8 @@ IN_USE = """
 
 
 BUSY = """
-    import threading
+    import threading, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, which is the point
     stop = threading.Event()
     def read():
         while not stop.is_set():
