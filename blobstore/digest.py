@@ -162,14 +162,18 @@ class Canonical:
         elif kind is pickle.PickleBuffer:
             self._atom(b"y", obj.raw())
         elif not self._met(obj):
-            if kind is list:
-                self._sequence(b"l", obj)
-            elif kind is dict:
-                self._items(b"d", (x for pair in obj.items() for x in pair), len(obj))
-            elif kind is set:
-                self._set(b"s", obj)
-            elif not self._by_hook(obj):
-                self._reduced(obj)
+            self._mutable(obj)
+
+    def _mutable(self, obj: Any) -> None:
+        kind = type(obj)
+        if kind is list:
+            self._sequence(b"l", obj)
+        elif kind is dict:
+            self._items(b"d", (x for pair in obj.items() for x in pair), len(obj))
+        elif kind is set:
+            self._set(b"s", obj)
+        elif not self._by_hook(obj):
+            self._reduced(obj)
 
     def _met(self, obj: Any) -> bool:
         """Write a reference if this very object came before: sharing is part of the content.

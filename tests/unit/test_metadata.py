@@ -196,7 +196,7 @@ REFUSED = {
     "timedelta": datetime.timedelta(1),
     "numpy timedelta": np.timedelta64(5, "s"),
     "numpy timedelta ns": np.timedelta64(5, "ns"),
-    "not a time": np.datetime64("NaT"),
+    "not a time": np.datetime64("NaT", "s"),
     "long double": np.longdouble("0.1"),
     "void": np.zeros((), [("a", "i4")]),
     "0-d object": np.array({"a": 1}, object),
