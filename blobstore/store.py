@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
 
-from blobstore import codecs, digest, folder, maintenance
+from blobstore import codecs, folder, maintenance
 from blobstore import metadata as _metadata
+from blobstore.arguments import (
+    check_inline,
+    digest_algorithm,
+    expected_of,
+    query_of,
+    request_of,
+)
 from blobstore.commit import Committer, Request, WritePolicy
 from blobstore.entry import Entry, now_us
 from blobstore.errors import (
     ClosedError,
     ConfigError,
-    InvalidInputError,
     KeyNotFoundError,
     NotSupportedError,
     from_os_error,
@@ -29,14 +34,13 @@ from blobstore.maintenance import GcReport, VerifyReport
 from blobstore.protocols import (
     Copy,
     Delete,
-    Expected,
     Handler,
     MetadataBackend,
     ObjectStore,
     Patch,
     WriteOptions,
 )
-from blobstore.query import Query, parse_filter
+from blobstore.query import Query
 from blobstore.reading import Reader
 from blobstore.registry import HandlerSet
 from blobstore.streams import copy_stream
@@ -124,11 +128,11 @@ class BlobStore(MutableMapping[str, Any]):
     ) -> None:
         self._closed = True  # until everything is open
         codec, level = codecs.validate(compression, compression_level)
-        algorithm = _digest_algorithm(content_addressable)
+        algorithm = digest_algorithm(content_addressable)
         if pickle not in _PICKLE:
             raise ConfigError(f"pickle must be one of {', '.join(_PICKLE)}, not {pickle!r}")
         if inline_max_bytes is not None:
-            _check_inline(inline_max_bytes)
+            check_inline(inline_max_bytes)
         folder.check_backends(backend, blob_backend)
         own_handlers = tuple(handlers or ())
         self._handlers = HandlerSet(own_handlers)
@@ -244,7 +248,7 @@ class BlobStore(MutableMapping[str, Any]):
             data,
             None if key is None else validate_key(key),
             _metadata.to_text(metadata),
-            _expected(overwrite=overwrite, if_version=if_version),
+            expected_of(overwrite=overwrite, if_version=if_version),
         )
         return self._committer.put(request).key
 
@@ -274,7 +278,7 @@ class BlobStore(MutableMapping[str, Any]):
         ['a', 'b']
         """
         self._writable()
-        requests = [_request(number, item) for number, item in enumerate(items)]
+        requests = [request_of(number, item) for number, item in enumerate(items)]
         return [entry.key for entry in self._committer.put_many(requests)]
 
     def put_file(
@@ -470,14 +474,14 @@ class BlobStore(MutableMapping[str, Any]):
         ['m1']
         """
         self._usable()
-        return [*self._index.keys(_query(prefix, metadata_filter))]
+        return [*self._index.keys(query_of(prefix, metadata_filter))]
 
     def count(
         self, prefix: str | None = None, metadata_filter: Mapping[str, Any] | None = None
     ) -> int:
         """How many entries `list` would give."""
         self._usable()
-        return self._index.count(_query(prefix, metadata_filter))
+        return self._index.count(query_of(prefix, metadata_filter))
 
     def __iter__(self) -> Iterator[str]:
         self._usable()
@@ -692,48 +696,3 @@ class BlobStore(MutableMapping[str, Any]):
 
 def _reopen(arguments: dict[str, Any]) -> BlobStore:
     return BlobStore(**arguments)
-
-
-def _check_inline(asked: object) -> None:
-    if type(asked) is not int or asked < 0:
-        raise ConfigError(f"inline_max_bytes must be a number of bytes, 0 or more, not {asked!r}")
-
-
-def _digest_algorithm(asked: object) -> str | None:
-    if asked is False or asked is None:
-        return None
-    algorithm = "blake3" if asked is True else asked
-    if not isinstance(algorithm, str):
-        raise ConfigError(
-            f"content_addressable must be True, False or one of {', '.join(digest.ALGORITHMS)}, "
-            f"not {asked!r}"
-        )
-    digest.new_digest(algorithm)
-    return algorithm
-
-
-def _expected(*, overwrite: bool, if_version: int | Entry | None) -> Expected:
-    if if_version is None:
-        return "any" if overwrite else "absent"
-    if not overwrite:
-        raise InvalidInputError("overwrite=False and if_version exclude each other: give one")
-    if isinstance(if_version, bool) or not isinstance(if_version, int | Entry):
-        raise InvalidInputError(f"if_version must be an int or an Entry, not {if_version!r}")
-    return if_version
-
-
-def _request(number: int, item: Sequence[Any]) -> Request:
-    if not isinstance(item, tuple | list) or len(item) not in (2, 3):
-        raise InvalidInputError(
-            f"item {number} must be (key, data) or (key, data, metadata), not {item!r:.80}"
-        )
-    key, data, *rest = item
-    metadata = rest[0] if rest else None
-    return Request(data, None if key is None else validate_key(key), _metadata.to_text(metadata))
-
-
-def _query(prefix: str | None, metadata_filter: Mapping[str, Any] | None) -> Query:
-    if prefix is not None and not isinstance(prefix, str):
-        raise InvalidInputError(f"prefix must be a str or None, not {prefix!r}")
-    query = Query(prefix=prefix or "")
-    return replace(query, equal=parse_filter(metadata_filter)) if metadata_filter else query

@@ -1,0 +1,66 @@
+"""What a caller gave to a store, checked and brought into the form that the parts below want."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from blobstore import digest
+from blobstore import metadata as _metadata
+from blobstore.commit import Request
+from blobstore.entry import Entry
+from blobstore.errors import ConfigError, InvalidInputError
+from blobstore.keys import validate_key
+from blobstore.protocols import Expected
+from blobstore.query import Query, parse_filter
+
+
+def check_inline(asked: object) -> None:
+    """Refuse an `inline_max_bytes` that is no number of bytes."""
+    if type(asked) is not int or asked < 0:
+        raise ConfigError(f"inline_max_bytes must be a number of bytes, 0 or more, not {asked!r}")
+
+
+def digest_algorithm(asked: object) -> str | None:
+    """The algorithm of content addressing, or None where that is off."""
+    if asked is False or asked is None:
+        return None
+    algorithm = "blake3" if asked is True else asked
+    if not isinstance(algorithm, str):
+        raise ConfigError(
+            f"content_addressable must be True, False or one of {', '.join(digest.ALGORITHMS)}, "
+            f"not {asked!r}"
+        )
+    digest.new_digest(algorithm)
+    return algorithm
+
+
+def expected_of(*, overwrite: bool, if_version: int | Entry | None) -> Expected:
+    """What a put expects of its key."""
+    if if_version is None:
+        return "any" if overwrite else "absent"
+    if not overwrite:
+        raise InvalidInputError("overwrite=False and if_version exclude each other: give one")
+    if isinstance(if_version, bool) or not isinstance(if_version, int | Entry):
+        raise InvalidInputError(f"if_version must be an int or an Entry, not {if_version!r}")
+    return if_version
+
+
+def request_of(number: int, item: Sequence[Any]) -> Request:
+    """One item of `put_many`, checked."""
+    if not isinstance(item, tuple | list) or len(item) not in (2, 3):
+        raise InvalidInputError(
+            f"item {number} must be (key, data) or (key, data, metadata), not {item!r:.80}"
+        )
+    key, data, *rest = item
+    metadata = rest[0] if rest else None
+    return Request(data, None if key is None else validate_key(key), _metadata.to_text(metadata))
+
+
+def query_of(prefix: str | None, metadata_filter: Mapping[str, Any] | None) -> Query:
+    """What `list` and `count` select."""
+    if prefix is not None and not isinstance(prefix, str):
+        raise InvalidInputError(f"prefix must be a str or None, not {prefix!r}")
+    query = Query(prefix=prefix or "")
+    return replace(query, equal=parse_filter(metadata_filter)) if metadata_filter else query
