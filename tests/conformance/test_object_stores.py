@@ -16,6 +16,7 @@ from blobstore.errors import (
     InvalidInputError,
     KeyNotFoundError,
     NotSupportedError,
+    PermissionDeniedError,
 )
 from blobstore.keys import random_id
 from blobstore.protocols import BlobBackend, Capabilities, ObjectStore
@@ -255,3 +256,20 @@ def test_names_in_the_registry():
     assert object_stores.get("filesystem") is FilesystemBlobBackend
     with pytest.raises(ConfigError, match=r"'filesystem'.*'memory'"):
         object_stores.get("carrier-pigeon")
+
+
+def test_an_object_that_cannot_be_removed_does_not_keep_the_others():
+    class Stubborn(DictStore):
+        delete_many = ObjectStore.delete_many
+
+        def delete(self, key):
+            if key == "b":
+                raise PermissionDeniedError("not this one", location=key)
+            super().delete(key)
+
+    with Stubborn() as store:
+        for key in "abc":
+            store.put(key, b"x")
+        with pytest.raises(PermissionDeniedError, match="not this one"):
+            store.delete_many(["a", "absent", "b", "c"])
+        assert list(store.keys()) == ["b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -493,3 +494,16 @@ def test_a_wrong_argument_makes_no_folder(tmp_path, options):
     with pytest.raises(ConfigError):
         BlobStore(tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_system_without_hard_links_can_have_a_store(tmp_path, monkeypatch):
+    def link(*args, **options):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", link)
+    with BlobStore(tmp_path) as store:
+        store.put(b"x" * 10_000, key="k")
+    with BlobStore(tmp_path) as store:
+        assert store["k"] == b"x" * 10_000
+    assert {path.name for path in tmp_path.iterdir()} >= {"blobstore.json", "cache_metadata.json"}
+    assert not [*tmp_path.glob(".blobstore.json*")]

@@ -1113,3 +1113,22 @@ def test_a_forked_child_works_while_a_thread_of_the_parent_writes(folder):
     process.stdin.write("\n")
     finish(process)
     assert [entry.key for entry in entries(folder)] == ["after", "before", "child", "parent"]
+
+
+def test_a_fold_that_fails_leaves_the_commit_that_landed(folder, monkeypatch):
+    """Raising would make the caller delete the blobs of an entry that is there."""
+    import blobstore.backends.metadata.json as module
+
+    def fold(loaded):
+        raise IntegrityError("somebody closed or damaged it meanwhile")
+
+    monkeypatch.setattr(module, "_FOLD_FROM", 0)
+    monkeypatch.setattr(module, "_FOLD_FACTOR", 0)
+    with opened(folder) as backend:
+        folding = monkeypatch.context()
+        with folding as patch:
+            patch.setattr(backend, "_fold", fold)
+            assert commit(backend, put("a")).entries[0].version == 1
+        assert backend.get("a").version == 1
+    with opened(folder) as backend:
+        assert backend.get("a").version == 1
