@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from blobstore.errors import InvalidQueryError as InvalidQueryError
     from blobstore.errors import KeyExistsError as KeyExistsError
     from blobstore.errors import KeyNotFoundError as KeyNotFoundError
+    from blobstore.errors import MirrorError as MirrorError
     from blobstore.errors import MissingDependencyError as MissingDependencyError
     from blobstore.errors import NotSupportedError as NotSupportedError
     from blobstore.errors import OutOfSpaceError as OutOfSpaceError
     from blobstore.errors import PermissionDeniedError as PermissionDeniedError
+    from blobstore.errors import RejectedKeyError as RejectedKeyError
     from blobstore.errors import StorageError as StorageError
     from blobstore.errors import UnavailableError as UnavailableError
     from blobstore.errors import UnsupportedTypeError as UnsupportedTypeError
@@ -78,9 +80,11 @@ _HOME = {
     "KeyExistsError": "errors",
     "KeyNotFoundError": "errors",
     "MissingDependencyError": "errors",
+    "MirrorError": "errors",
     "NotSupportedError": "errors",
     "OutOfSpaceError": "errors",
     "PermissionDeniedError": "errors",
+    "RejectedKeyError": "errors",
     "StorageError": "errors",
     "UnavailableError": "errors",
     "UnsupportedTypeError": "errors",

@@ -9,6 +9,7 @@ The tree is grouped by what a caller would do next::
     ├── ClosedError             (ValueError)      the store was closed: open it again
     ├── InvalidInputError       (ValueError)      the call is wrong: mend it
     │   ├── InvalidKeyError
+    │   │   └── RejectedKeyError (KeyError)       a validating store does not take this key
     │   ├── InvalidMetadataError
     │   ├── InvalidQueryError
     │   └── ConfigError
@@ -23,6 +24,7 @@ The tree is grouped by what a caller would do next::
         ├── IncompatibleStoreError                what is there is not ours, or newer than we are
         ├── PermissionDeniedError
         ├── OutOfSpaceError
+        ├── MirrorError                           some of a mirror's stores did it, others could not
         └── UnavailableError                      retryable; .outcome says whether a change may have landed
             └── LostDraftError                    somebody removed the temporary file of a write: write again
 
@@ -32,6 +34,7 @@ Foreign exceptions are translated once, at the edge of the backend that met them
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 Outcome = Literal["failed", "unknown"]
@@ -98,6 +101,10 @@ class InvalidKeyError(InvalidInputError, TypeError):
     """The key is not one: wrong type, empty, too long, or holds what no store can keep."""
 
 
+class RejectedKeyError(InvalidKeyError, KeyError):
+    """A store that validates keys does not take this one."""
+
+
 class InvalidMetadataError(InvalidInputError, TypeError):
     """The metadata is not JSON; the message names the path inside it."""
 
@@ -152,6 +159,31 @@ class PermissionDeniedError(StorageError):
 
 class OutOfSpaceError(StorageError):
     """The disk, the quota or the file size limit is reached; what was stored before is intact."""
+
+
+class MirrorError(StorageError):
+    """Some of a mirror's stores did what was asked, others could not.
+
+    Attributes
+    ----------
+    failures : dict of str to Exception
+        Name of each store that failed -> its error.
+    succeeded : tuple of str
+        Names of those that did it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        key: str | None = None,
+        location: str | None = None,
+        failures: Mapping[str, Exception] | None = None,
+        succeeded: Iterable[str] = (),
+    ) -> None:
+        super().__init__(message, key=key, location=location)
+        self.failures = dict(failures or {})
+        self.succeeded = tuple(succeeded)
 
 
 class UnavailableError(StorageError):

@@ -33,6 +33,8 @@ _EXTRA_OF = {
     "PIL": "pillow",
     "skops": "skops",
     "yaml": "yaml",
+    "tenacity": "retry",
+    "cryptography": "encryption",
     "typer": "cli",
     "rich": "cli",
 }

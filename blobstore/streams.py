@@ -106,7 +106,7 @@ class Sink(ABC):
 
     @abstractmethod
     def abort(self) -> None:
-        """Leave nothing behind."""
+        """Leave nothing behind. Calling it again does nothing, nor does it after `commit`."""
 
     def __enter__(self) -> Self:
         return self
@@ -156,12 +156,15 @@ class MemorySink(Sink):
         if self._spool is not None:
             chunks = [self._spool.read_bytes()]
         self.content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        self.abort()
+        self._forget()
         if self._publish is not None:
             self.location = self._publish(self.content) or self.location
 
     def abort(self) -> None:
         """Forget the content."""
+        self._forget()
+
+    def _forget(self) -> None:
         self._chunks = []
         if self._spool is not None:
             _remove_spool(self._spool)

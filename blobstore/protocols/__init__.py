@@ -28,6 +28,7 @@ from blobstore.protocols.object_store import (
     Capabilities,
     Leftover,
     ObjectStore,
+    Values,
     check_range,
 )
 
@@ -49,6 +50,7 @@ __all__ = [
     "PlannedPart",
     "Put",
     "StoredPart",
+    "Values",
     "WriteOptions",
     "check_expected",
     "check_range",

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Literal, Self
 
 from blobstore.entry import ObjectStat
 from blobstore.errors import (
@@ -28,10 +28,16 @@ from blobstore.streams import (
     as_contiguous,
 )
 
+Values = Literal["bytes", "text", "any"]
+"""What a store takes and gives: bytes; `str`; or other objects."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a store can do, to be asked before trying.
+
+    Whatever is False here raises `NotSupportedError` when it is tried, or falls back to a way that
+    holds one object in memory, never more.
 
     Attributes
     ----------
@@ -39,19 +45,39 @@ class Capabilities:
         `keys` works.
     ranges : bool
         `get_range`, `open` and `source` read no more than they are asked for.
+    streams : bool
+        `open` and `writer` hold pieces of an object in memory, never all of it.
     local_files : bool
         `local_path` gives a path, for memory mapping and for libraries that need one.
     conditional_writes : bool
         `put_if_absent` has one winner, also between processes.
+    etags : bool
+        `stat` gives an etag.
     persistent : bool
         What was put is there in another process, and after this one ended.
+    readable : bool
+        What is there can be read, looked for and listed.
+    writable : bool
+        Objects can be put and deleted.
+    encrypted : bool
+        What is stored cannot be read without a key, so nothing of it may be kept in the clear
+        beside it.
+    values : {"bytes", "text", "any"}
+        What `put` takes and `get` gives. Unless it is "bytes" there are no ranges, no streams,
+        no `open`, `source` and `writer`.
     """
 
     list: bool = True
     ranges: bool = False
+    streams: bool = False
     local_files: bool = False
     conditional_writes: bool = False
+    etags: bool = False
     persistent: bool = True
+    readable: bool = True
+    writable: bool = True
+    encrypted: bool = False
+    values: Values = "bytes"
 
 
 @dataclass(frozen=True, slots=True)

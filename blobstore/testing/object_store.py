@@ -18,6 +18,7 @@ import itertools
 import os
 import pickle
 import threading
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -58,6 +59,8 @@ class ObjectStoreSuite:
         Whether `put` refuses what is no buffer.
     picklable : bool
         Whether a pickled copy of a persistent store works.
+    forks : bool
+        Whether a forked child can use the store it inherits.
     machine_examples : int
         How many random sequences of calls are compared with a dictionary.
     """
@@ -66,6 +69,7 @@ class ObjectStoreSuite:
     delete_is_strict: ClassVar[bool] = True
     refuses_wrong_types: ClassVar[bool] = True
     picklable: ClassVar[bool] = True
+    forks: ClassVar[bool] = True
     machine_examples: ClassVar[int] = 15
 
     def make_store(self, tmp_path: Path) -> ObjectStore:
@@ -341,6 +345,7 @@ class ObjectStoreSuite:
             assert stat.size == len(data)
             assert stat == store.stat("key")
             etags.append(stat.etag)
+            assert (stat.etag is not None) == store.capabilities.etags
             if stat.modified is not None:
                 assert stat.modified.utcoffset() == timedelta(0)
         if etags[0] is not None:
@@ -414,6 +419,25 @@ class ObjectStoreSuite:
             assert store.get("key") == b"second"
             first.write(b"wins")
         assert store.get("key") == b"first wins"
+
+    def test_streams_hold_pieces_only(self, store: ObjectStore) -> None:
+        if not store.capabilities.streams:
+            pytest.skip("this store holds whole objects in memory")
+        piece = os.urandom(1 << 20)
+
+        def write() -> None:
+            with store.writer("key", size_hint=40 * len(piece)) as sink:
+                for _ in range(40):
+                    sink.write(piece)
+
+        def read() -> None:
+            with store.open("key") as file:
+                for _ in range(40):
+                    assert file.read(len(piece)) == piece
+                assert file.read(1) == b""
+
+        assert peak_memory(write) < 20 << 20
+        assert peak_memory(read) < 20 << 20
 
     def test_delete_many(self, store: ObjectStore) -> None:
         for key in ("a", "b", "c"):
@@ -502,7 +526,7 @@ class ObjectStoreSuite:
         assert self.names(store) in (wanted, None)
 
     def test_forked_child(self, store: ObjectStore) -> None:
-        if not store.capabilities.persistent:
+        if not (store.capabilities.persistent and self.forks):
             pytest.skip("this store lives in one process")
         store.put("parent", b"p")
 
@@ -578,6 +602,16 @@ class ObjectStoreSuite:
                 suppress_health_check=list(HealthCheck),
             ),
         )
+
+
+def peak_memory(work: Callable[[], object]) -> int:
+    """Bytes that Python objects took at the most while `work` ran, beyond those before it."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def in_threads(work: Callable[[int], Any], count: int) -> list[Any]:

@@ -62,7 +62,7 @@ class TestDictStore(OwnStoreSuite):
 
     def test_capabilities(self, store):
         assert store.capabilities == Capabilities(
-            ranges=True, conditional_writes=True, persistent=False
+            ranges=True, conditional_writes=True, etags=True, persistent=False
         )
 
     def test_pickling_is_refused(self, store):
@@ -85,7 +85,7 @@ class FileSuite(OwnStoreSuite):
 
     def test_capabilities(self, store):
         assert store.capabilities == Capabilities(
-            list=True, ranges=True, local_files=True, conditional_writes=True, persistent=True
+            ranges=True, streams=True, local_files=True, conditional_writes=True, etags=True
         )
 
 

@@ -107,7 +107,9 @@ class FilesystemStore(_OnFiles):
     @property
     def capabilities(self) -> Capabilities:
         """All there are."""
-        return Capabilities(ranges=True, local_files=True, conditional_writes=True)
+        return Capabilities(
+            ranges=True, streams=True, local_files=True, conditional_writes=True, etags=True
+        )
 
     def get(self, key: str) -> bytes:
         """Read a file."""
@@ -271,7 +273,14 @@ class FilesystemBlobBackend(_OnFiles, BlobBackend):
     def capabilities(self) -> Capabilities:
         """All there are, but for what an overridden method takes away."""
         reads, writes = self._is_ours("read_blob"), self._is_ours("write_blob")
-        return Capabilities(ranges=reads, local_files=reads, conditional_writes=writes)
+        tells = reads and self._is_ours("get_size") and self._is_ours("exists")
+        return Capabilities(
+            ranges=reads,
+            streams=reads and writes,
+            local_files=reads,
+            conditional_writes=writes,
+            etags=tells,
+        )
 
     # --- in the words of the older BlobStore -----------------------------------------------------
 
@@ -377,7 +386,7 @@ class FilesystemBlobBackend(_OnFiles, BlobBackend):
 
     def stat(self, key: str) -> ObjectStat:
         """Tell size, time and etag of a blob; the size alone if reading is overridden."""
-        if self._is_ours("read_blob") and self._is_ours("get_size") and self._is_ours("exists"):
+        if self.capabilities.etags:
             return self._tree.stat(self._find(key))
         return super().stat(key)
 

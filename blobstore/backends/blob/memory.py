@@ -45,7 +45,7 @@ class DictStore(ObjectStore):
     @property
     def capabilities(self) -> Capabilities:
         """Everything but files and persistence."""
-        return Capabilities(ranges=True, conditional_writes=True, persistent=False)
+        return Capabilities(ranges=True, conditional_writes=True, etags=True, persistent=False)
 
     def get(self, key: str) -> bytes:
         """Return the bytes of an object."""

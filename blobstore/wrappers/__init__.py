@@ -1,0 +1,1 @@
+"""Object stores around object stores, each imported on first use."""

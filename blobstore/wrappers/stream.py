@@ -1,0 +1,306 @@
+"""Stores whose bytes are transformed piece by piece: what they hold in memory does not grow.
+
+A `StreamTransformer` says how, without any I/O of its own: an encoder takes pieces and gives
+pieces, a reader is a file over a file. `StreamTransformingStore` drives it on every way in and out.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO, ClassVar, Protocol
+
+from blobstore.entry import ObjectStat
+from blobstore.errors import from_os_error
+from blobstore.protocols import Capabilities, ObjectStore, check_range
+from blobstore.streams import (
+    CHUNK,
+    Buffer,
+    BytesSource,
+    FileSource,
+    Sink,
+    Source,
+    as_contiguous,
+    copy_stream,
+)
+from blobstore.wrappers.base import WrapperStore, require_bytes
+
+IN_MEMORY = 8 << 20
+"""Bytes of an object that are spooled in memory, before they go to a temporary file."""
+
+
+class Encoder(Protocol):
+    """One object on its way in."""
+
+    def update(self, data: Buffer, /) -> bytes:
+        """Take in more; gives what is ready."""
+
+    def finish(self) -> bytes:
+        """Give the rest."""
+
+
+class StreamTransformer(ABC):
+    """Turns a stream of bytes into another one, and back. Has no state of any one object.
+
+    Attributes
+    ----------
+    ranges : bool
+        Whether its readers reach a position without what is before it, and `plain_size` tells.
+    keyed : bool
+        Whether what is stored depends on the key, so that a copy has to be made anew.
+    encrypts : bool
+        Whether what is stored cannot be read without a key.
+    """
+
+    ranges: ClassVar[bool] = False
+    keyed: ClassVar[bool] = False
+    encrypts: ClassVar[bool] = False
+
+    @abstractmethod
+    def encoder(self, key: str) -> Encoder:
+        """Start an object."""
+
+    @abstractmethod
+    def reader(self, raw: BinaryIO, key: str) -> BinaryIO:
+        """Read what an encoder made.
+
+        Parameters
+        ----------
+        raw : BinaryIO
+            Seekable, at its start; closed with the reader.
+        key : str
+
+        Returns
+        -------
+        BinaryIO
+            Seekable. Raises `IntegrityError` if what is read is not what an encoder made, at the
+            latest at the end of it; holds no more than a few MiB.
+        """
+
+    def plain_size(self, stored: int) -> int | None:
+        """How many bytes an object has of which so many are stored; None if that does not tell."""
+        return None
+
+    def encode(self, data: Buffer, key: str) -> bytes:
+        """Turn a whole object into what is stored."""
+        encoder = self.encoder(key)
+        return encoder.update(data) + encoder.finish()
+
+    def decode(self, data: bytes, key: str) -> bytes:
+        """Turn what is stored into the object."""
+        with self.reader(io.BytesIO(data), key) as reader:
+            return reader.read()
+
+
+class StreamTransformingStore(WrapperStore):
+    """Puts the bytes of each object through a stream transformer.
+
+    Ranges are passed on if the transformer can. Else reading from the middle begins at the start,
+    and `source` spools the object: up to 8 MiB in memory, larger ones into a temporary file.
+
+    Parameters
+    ----------
+    store : ObjectStore
+        Keeps bytes; taken over: it is closed with this one.
+    transformer : StreamTransformer
+
+    Raises
+    ------
+    ConfigError
+        The store keeps other values than bytes.
+    """
+
+    def __init__(self, store: ObjectStore, transformer: StreamTransformer) -> None:
+        super().__init__(require_bytes(store, type(self).__name__))
+        self.transformer = transformer
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the store beneath, less what the transformation takes away."""
+        beneath = self.store.capabilities
+        return replace(
+            beneath,
+            ranges=beneath.ranges and self.transformer.ranges,
+            local_files=False,
+            encrypted=beneath.encrypted or self.transformer.encrypts,
+        )
+
+    def get(self, key: str) -> bytes:
+        """Read a whole object."""
+        return self.transformer.decode(self.store.get(key), key)
+
+    def put(self, key: str, data: Buffer) -> None:
+        """Write a whole object."""
+        self.store.put(key, self.transformer.encode(as_contiguous(data), key))
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Read part of an object."""
+        check_range(start, stop)
+        with self.open(key) as reader:
+            return read_slice(reader, start, stop)
+
+    def open(self, key: str) -> BinaryIO:
+        """Open an object; it is turned back while it is read."""
+        return self._reader(self.store.open(key), key)
+
+    def source(self, key: str) -> Source:
+        """Prepare an object for reading in several ways."""
+        if self.transformer.ranges:
+            return _DecodedSource(self.store.source(key), self.transformer, key)
+        with self.open(key) as reader:
+            return spooled(reader)
+
+    def writer(self, key: str, size_hint: int | None = None) -> Sink:
+        """Write an object piece by piece."""
+        return _EncodingSink(self.store.writer(key, size_hint), self.transformer.encoder(key))
+
+    def stat(self, key: str) -> ObjectStat:
+        """Tell size, time and etag; where the stored size does not tell, the object is read."""
+        stat = self.store.stat(key)
+        size = self.transformer.plain_size(stat.size)
+        if size is None:
+            with self.open(key) as reader:
+                size = sum(map(len, iter(lambda: reader.read(CHUNK), b"")))
+        return replace(stat, size=size)
+
+    def local_path(self, key: str) -> Path | None:
+        """There is no file that holds the object as it is."""
+        self.store.local_path(key)
+        return None
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object inside the store."""
+        if not self.transformer.keyed:
+            self.store.copy(source, target)
+            return
+        with self.open(source) as reader, self.writer(target) as sink:
+            copy_stream(reader, sink)
+
+    def put_if_absent(self, key: str, data: Buffer) -> bool:
+        """Write an object unless there is one."""
+        return self.store.put_if_absent(key, self.transformer.encode(as_contiguous(data), key))
+
+    def _reader(self, raw: BinaryIO, key: str) -> BinaryIO:
+        try:
+            return self.transformer.reader(raw, key)
+        except BaseException:
+            raw.close()
+            raise
+
+
+def read_slice(reader: BinaryIO, start: int, stop: int) -> bytes:
+    """Read bytes ``[start, stop)`` of an open file, clipped at its end."""
+    reader.seek(start)
+    chunks = []
+    left = stop - start
+    while left > 0 and (chunk := reader.read(min(left, CHUNK))):
+        chunks.append(chunk)
+        left -= len(chunk)
+    return b"".join(chunks)
+
+
+class _EncodingSink(Sink):
+    """Encodes on the way into another sink; a lent path is encoded at the end."""
+
+    def __init__(self, inner: Sink, encoder: Encoder) -> None:
+        self._inner = inner
+        self._encoder = encoder
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self.location = inner.location
+
+    def write(self, data: Buffer, /) -> int:
+        view = as_contiguous(data)
+        if ready := self._encoder.update(view):
+            self._inner.write(ready)
+        return len(view)
+
+    def path(self) -> Path:
+        self._folder = tempfile.TemporaryDirectory(prefix="blobstore-")
+        return Path(self._folder.name, "part")
+
+    def commit(self) -> None:
+        if self._folder is not None:
+            with Path(self._folder.name, "part").open("rb") as file:
+                copy_stream(file, self)
+        if ready := self._encoder.finish():
+            self._inner.write(ready)
+        self._inner.commit()
+        self.location = self._inner.location
+        self._forget()
+
+    def abort(self) -> None:
+        self._forget()
+        self._inner.abort()
+
+    def _forget(self) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+
+class _DecodedSource(Source):
+    """A source over another one, turned back where it is read."""
+
+    def __init__(self, inner: Source, transformer: StreamTransformer, key: str) -> None:
+        self._inner = inner
+        self._transformer = transformer
+        self._key = key
+        size = transformer.plain_size(inner.size)
+        if size is None:
+            inner.close()
+            raise AssertionError(f"{transformer!r} has ranges, but tells no size")
+        self.size = size
+
+    def open(self) -> BinaryIO:
+        raw = self._inner.open()
+        try:
+            return self._transformer.reader(raw, self._key)
+        except BaseException:
+            raw.close()
+            raise
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        with self.open() as reader:
+            return read_slice(reader, start, stop)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+def spooled(stream: BinaryIO) -> Source:
+    """Keep what is left of a stream, so that it can be read in any way.
+
+    Up to 8 MiB stay in memory; more goes to a temporary file, which is removed when the source is
+    closed.
+    """
+    head = stream.read(IN_MEMORY + 1)
+    if len(head) <= IN_MEMORY:
+        return BytesSource(head)
+    folder = tempfile.TemporaryDirectory(prefix="blobstore-")
+    path = Path(folder.name, "part")
+    try:
+        with path.open("wb") as file:
+            file.write(head)
+            copy_stream(stream, file)
+        return _TemporarySource(path, folder)
+    except OSError as exc:
+        folder.cleanup()
+        raise from_os_error(exc, f"spooling an object into {path}") from exc
+    except BaseException:
+        folder.cleanup()
+        raise
+
+
+class _TemporarySource(FileSource):
+    """A source over a file that goes with it."""
+
+    def __init__(self, path: Path, folder: tempfile.TemporaryDirectory[str]) -> None:
+        super().__init__(path)
+        self._folder = folder
+
+    def close(self) -> None:
+        super().close()
+        self._folder.cleanup()
