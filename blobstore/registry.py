@@ -1,9 +1,10 @@
 """Name -> implementation, imported on first use.
 
-Three registries: object stores, metadata backends, handlers. A name is looked up among those
-registered at run time, then the built-in ones, then the entry points of installed packages
-(groups ``blobstore.object_stores``, ``blobstore.metadata_backends``, ``blobstore.handlers``).
-A name used twice is an error.
+Four registries: object stores as a `BlobStore` names them, object stores as a description of
+stores names them (`store_types`, by the names of their classes), metadata backends, handlers. A
+name is looked up among those registered at run time, then the built-in ones, then the entry points
+of installed packages (groups ``blobstore.object_stores``, which is for both kinds of names,
+``blobstore.metadata_backends``, ``blobstore.handlers``). A name used twice is an error.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import importlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, overload
 
 from blobstore.errors import ConfigError, DecodeError, MissingDependencyError, UnsupportedTypeError
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, Plan, WriteOptions
@@ -117,19 +118,27 @@ class Registry(Generic[T]):
         MissingDependencyError
             It needs a library that is not installed.
         """
+        found = self.find(name)
+        if found is None:
+            raise ConfigError(
+                f"there is no {self.kind} named {name!r}: known are {', '.join(map(repr, self.names()))}"
+            )
+        return found
+
+    def find(self, name: str) -> type[T] | None:
+        """The implementation of that name, or None; otherwise as `get`."""
         if name in self._registered:
             return self._registered[name]
         if name in self._builtin:
             implementation: type[T] = load(self._builtin[name])
             return implementation
         points = self._entry_points()
-        if name in points:
-            implementation = load(points[name])
-            self._check(name, implementation)
-            with self._lock:
-                return self._registered.setdefault(name, implementation)
-        known = ", ".join(repr(n) for n in sorted({*self._registered, *self._builtin, *points}))
-        raise ConfigError(f"there is no {self.kind} named {name!r}: known are {known}")
+        if name not in points:
+            return None
+        implementation = load(points[name])
+        self._check(name, implementation)
+        with self._lock:
+            return self._registered.setdefault(name, implementation)
 
     def names(self) -> Iterator[str]:
         """All names, those of installed packages included."""
@@ -139,7 +148,9 @@ class Registry(Generic[T]):
         """Names that are not built in."""
         yield from sorted({*self._registered, *self._entry_points()})
 
-    def _check(self, name: str, implementation: object) -> None:
+    def _check(self, name: object, implementation: object) -> None:
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"the name of a {self.kind} must be a text, not {name!r}")
         if not (isinstance(implementation, type) and issubclass(implementation, self._interface)):
             raise ConfigError(
                 f"the {self.kind} {name!r} must be a subclass of {self._interface.__name__}, "
@@ -174,8 +185,100 @@ object_stores: Registry[ObjectStore] = Registry(
     {
         "memory": "blobstore.backends.blob.memory:DictStore",
         "filesystem": "blobstore.backends.blob.filesystem:FilesystemBlobBackend",
+        "sqlite": "blobstore.backends.blob.sqlite:SqliteStore",
+        "zip": "blobstore.backends.blob.zip:ZipStore",
     },
 )
+
+_STORE_MODULES = {
+    "backends.blob.memory": ("DictStore",),
+    "backends.blob.filesystem": ("FilesystemStore", "FilesystemBlobBackend"),
+    "backends.blob.hashdir": ("HashdirStore",),
+    "backends.blob.safe_filesystem": ("SafeFilesystemStore",),
+    "backends.blob.sqlite": ("SqliteStore",),
+    "backends.blob.zip": ("ZipStore",),
+    "wrappers.base": ("IdentityStore",),
+    "wrappers.transform": ("TransformingStore",),
+    "wrappers.key_transform": ("KeyTransformingStore",),
+    "wrappers.text": ("TextEncodingStore", "JsonStore", "BufferStore"),
+    "wrappers.compress": ("GzipStore", "ZstdStore", "Lz4Store"),
+    "wrappers.base64": ("Base64Store",),
+    "wrappers.checksum": ("ChecksumStore",),
+    "wrappers.encrypt": ("EncryptingStore",),
+    "wrappers.mirror": ("MirroringStore", "FanoutStore"),
+    "wrappers.cache": ("CachingStore",),
+    "wrappers.access": ("ReadonlyStore", "WriteonlyStore"),
+    "wrappers.notify": ("NotifyingStore",),
+    "wrappers.log": ("LoggingStore", "ExceptionLoggingStore"),
+    "wrappers.retry": ("RetryingStore",),
+    "wrappers.prefix": ("PrefixStore", "HashPrefixStore"),
+    "wrappers.url_encoding": ("UrlEncodingStore",),
+    "wrappers.validate": ("KeyValidatingStore", "RegexValidatingStore", "UrlValidatingStore"),
+    "wrappers.routing": ("RegexRoutingStore",),
+}
+"""Where the object stores are that a description can name. BucketStore belongs here once it exists."""
+
+store_types: Registry[ObjectStore] = Registry(
+    "store type",
+    "blobstore.object_stores",
+    ObjectStore,  # type: ignore[type-abstract]
+    {
+        name: f"blobstore.{module}:{name}"
+        for module, names in _STORE_MODULES.items()
+        for name in names
+    },
+)
+
+S = TypeVar("S", bound=ObjectStore)
+
+
+@overload
+def register_store(cls: type[S], *, name: str | None = None) -> type[S]: ...
+
+
+@overload
+def register_store(
+    cls: None = None, *, name: str | None = None
+) -> Callable[[type[S]], type[S]]: ...
+
+
+def register_store(
+    cls: type[S] | None = None, *, name: str | None = None
+) -> type[S] | Callable[[type[S]], type[S]]:
+    """Let descriptions of stores name a class; used as a decorator.
+
+    Parameters
+    ----------
+    cls : type
+        A subclass of `ObjectStore`.
+    name : str, optional
+        By default the name of the class. If it is a scheme, and the class has a classmethod
+        ``from_url(url, **options)``, then `open_store` takes such URLs.
+
+    Returns
+    -------
+    type
+        The class, unchanged; a decorator if none was given.
+
+    Raises
+    ------
+    ConfigError
+        It is no object store, or the name is taken.
+
+    Examples
+    --------
+    >>> from blobstore.backends import DictStore
+    >>> @register_store(name="LoudStore")
+    ... class Loud(DictStore):
+    ...     pass
+    >>> store_types.get("LoudStore") is Loud
+    True
+    """
+    if cls is None:
+        return lambda decorated: register_store(decorated, name=name)
+    store_types.register(getattr(cls, "__name__", repr(cls)) if name is None else name, cls)
+    return cls
+
 
 metadata_backends: Registry[MetadataBackend] = Registry(
     "metadata backend",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol
 
 from blobstore.entry import ObjectStat
-from blobstore.errors import from_os_error
+from blobstore.errors import InvalidInputError, NotSupportedError, from_os_error
 from blobstore.protocols import Capabilities, ObjectStore, check_range
 from blobstore.streams import (
     CHUNK,
@@ -26,10 +26,13 @@ from blobstore.streams import (
     as_contiguous,
     copy_stream,
 )
-from blobstore.wrappers.base import WrapperStore, require_bytes
+from blobstore.wrappers.base import WrapperSink, WrapperStore, require_bytes
 
 IN_MEMORY = 8 << 20
 """Bytes of an object that are spooled in memory, before they go to a temporary file."""
+
+_FAR = 1 << 62
+"""Behind the end of anything, and still a position that every file takes."""
 
 
 class Encoder(Protocol):
@@ -48,7 +51,7 @@ class StreamTransformer(ABC):
     Attributes
     ----------
     ranges : bool
-        Whether its readers reach a position without what is before it, and `plain_size` tells.
+        Whether its readers reach a position, and the end, without what is before it.
     keyed : bool
         Whether what is stored depends on the key, so that a copy has to be made anew.
     encrypts : bool
@@ -86,8 +89,11 @@ class StreamTransformer(ABC):
 
     def encode(self, data: Buffer, key: str) -> bytes:
         """Turn a whole object into what is stored."""
+        view = memoryview(as_contiguous(data))
         encoder = self.encoder(key)
-        return encoder.update(data) + encoder.finish()
+        pieces = [encoder.update(view[at : at + CHUNK]) for at in range(0, len(view), CHUNK)]
+        pieces.append(encoder.finish())
+        return b"".join(pieces)
 
     def decode(self, data: bytes, key: str) -> bytes:
         """Turn what is stored into the object."""
@@ -155,15 +161,23 @@ class StreamTransformingStore(WrapperStore):
 
     def writer(self, key: str, size_hint: int | None = None) -> Sink:
         """Write an object piece by piece."""
-        return _EncodingSink(self.store.writer(key, size_hint), self.transformer.encoder(key))
+        inner = self.store.writer(key, size_hint)
+        try:
+            encoder = self.transformer.encoder(key)
+        except BaseException:
+            inner.abort()
+            raise
+        if self.transformer.keyed:
+            inner = _KeptPlaceSink(inner, self.store, key)
+        return _EncodingSink(inner, encoder)
 
     def stat(self, key: str) -> ObjectStat:
-        """Tell size, time and etag; where the stored size does not tell, the object is read."""
+        """Tell size, time and etag; where the stored size does not tell, the object is opened."""
         stat = self.store.stat(key)
         size = self.transformer.plain_size(stat.size)
         if size is None:
             with self.open(key) as reader:
-                size = sum(map(len, iter(lambda: reader.read(CHUNK), b"")))
+                size = reader.seek(0, io.SEEK_END)
         return replace(stat, size=size)
 
     def local_path(self, key: str) -> Path | None:
@@ -193,7 +207,7 @@ class StreamTransformingStore(WrapperStore):
 
 def read_slice(reader: BinaryIO, start: int, stop: int) -> bytes:
     """Read bytes ``[start, stop)`` of an open file, clipped at its end."""
-    reader.seek(start)
+    reader.seek(min(start, _FAR))
     chunks = []
     left = stop - start
     while left > 0 and (chunk := reader.read(min(left, CHUNK))):
@@ -223,8 +237,7 @@ class _EncodingSink(Sink):
 
     def commit(self) -> None:
         if self._folder is not None:
-            with Path(self._folder.name, "part").open("rb") as file:
-                copy_stream(file, self)
+            self._encode_lent(Path(self._folder.name, "part"))
         if ready := self._encoder.finish():
             self._inner.write(ready)
         self._inner.commit()
@@ -235,10 +248,43 @@ class _EncodingSink(Sink):
         self._forget()
         self._inner.abort()
 
+    def _encode_lent(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                copy_stream(file, self)
+        except FileNotFoundError as exc:
+            raise InvalidInputError(
+                f"nothing was written to the path that was lent for {self.location!r}",
+                location=self.location,
+            ) from exc
+        except OSError as exc:
+            raise from_os_error(exc, f"reading {path}", location=self.location) from exc
+
     def _forget(self) -> None:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+class _KeptPlaceSink(WrapperSink):
+    """Sees to it that an object that depends on its key is found under that key again."""
+
+    def __init__(self, inner: Sink, store: ObjectStore, key: str) -> None:
+        super().__init__(inner)
+        self.location = key
+        self._store = store
+        self._key = key
+
+    def commit(self) -> None:
+        self._inner.commit()
+        place = self._inner.location
+        if place not in ("", self._key):
+            self._store.delete(place)
+            raise NotSupportedError(
+                f"the store beneath keeps {self._key!r} at a place of its own ({place}), where "
+                "it could not be read again, as what is stored depends on the key",
+                location=self._key,
+            )
 
 
 class _DecodedSource(Source):
@@ -248,11 +294,18 @@ class _DecodedSource(Source):
         self._inner = inner
         self._transformer = transformer
         self._key = key
-        size = transformer.plain_size(inner.size)
-        if size is None:
-            inner.close()
-            raise AssertionError(f"{transformer!r} has ranges, but tells no size")
-        self.size = size
+        self.size = self._measure()
+
+    def _measure(self) -> int:
+        size = self._transformer.plain_size(self._inner.size)
+        if size is not None:
+            return size
+        try:
+            with self.open() as reader:
+                return reader.seek(0, io.SEEK_END)
+        except BaseException:
+            self._inner.close()
+            raise
 
     def open(self) -> BinaryIO:
         raw = self._inner.open()

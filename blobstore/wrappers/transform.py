@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 from blobstore.entry import ObjectStat
-from blobstore.errors import NotSupportedError
+from blobstore.errors import IntegrityError, NotSupportedError
 from blobstore.protocols import Capabilities, ObjectStore, Values, check_range
 from blobstore.streams import Buffer, BytesSource, MemorySink, Sink, Source, as_contiguous
 from blobstore.wrappers.base import WrapperStore
@@ -49,7 +49,13 @@ class DataTransformer:
         return data
 
     def reverse_transform(self, data: Any) -> Any:
-        """Turn what the store beneath keeps into the value."""
+        """Turn what the store beneath keeps into the value.
+
+        Raises
+        ------
+        IntegrityError
+            It is nothing that `transform` made; the store adds which object it was.
+        """
         return data
 
 
@@ -112,8 +118,14 @@ class TransformingStore(WrapperStore):
         )
 
     def get(self, key: str) -> Any:
-        """Read a value."""
-        return self.reverse_transform(self.store.get(key))
+        """Read a value; what a transformer says of damage is said of the object."""
+        stored = self.store.get(key)
+        try:
+            return self.reverse_transform(stored)
+        except IntegrityError as exc:
+            if exc.location is not None:
+                raise
+            raise IntegrityError(f"the object {key!r} is damaged: {exc}", location=key) from exc
 
     def put(self, key: str, data: Any) -> None:
         """Write a value."""

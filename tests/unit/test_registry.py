@@ -20,7 +20,7 @@ from blobstore.errors import (
 )
 from blobstore.handlers.stream import StreamPart, read_stream
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, Plan, WriteOptions
-from blobstore.registry import HandlerSet, Registry, load
+from blobstore.registry import HandlerSet, Registry, load, register_store
 
 
 @pytest.fixture
@@ -463,3 +463,82 @@ def test_nothing_is_imported_to_find_out():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+# --- types of stores -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def types_(monkeypatch, offers):
+    """The registry of store types, without what other tests and packages put there."""
+    offers()
+    monkeypatch.setattr(registry.store_types, "_registered", {})
+    monkeypatch.setattr(registry.store_types, "_offered", None)
+    monkeypatch.setattr(registry.object_stores, "_registered", {})
+    monkeypatch.setattr(registry.object_stores, "_offered", None)
+    return registry.store_types
+
+
+def test_store_types_are_the_names_of_classes(types_):
+    assert types_.get("DictStore") is DictStore
+    assert {"GzipStore", "ZipStore", "RegexRoutingStore"} <= {*types_.names()}
+    assert "memory" not in types_.names()
+    assert types_.find("Nothing") is None
+    with pytest.raises(ConfigError, match="store type named 'Nothing'"):
+        types_.get("Nothing")
+
+
+def test_registering_a_store_by_its_class(types_):
+    @register_store
+    class Mine(DictStore):
+        pass
+
+    @register_store()
+    class Called(DictStore):
+        pass
+
+    @register_store(name="other")
+    class Named(DictStore):
+        pass
+
+    assert [types_.get(name) for name in ("Mine", "Called", "other")] == [Mine, Called, Named]
+    assert types_.find("Named") is None
+    assert isinstance(Mine(), DictStore)
+
+
+def test_names_of_stores_that_are_taken(types_):
+    register_store(Store)
+    with pytest.raises(ConfigError, match="'Store' already"):
+        register_store(Store)
+    with pytest.raises(ConfigError, match="'DictStore' already"):
+        register_store(DictStore)
+    with pytest.raises(ConfigError, match="'GzipStore' already"):
+        register_store(Store, name="GzipStore")
+    assert types_.get("Store") is Store
+    register_store(Store, name="again")
+    assert types_.get("again") is Store
+
+
+@pytest.mark.parametrize("wrong", [int, Store(), "text", MetadataBackend])
+def test_registering_what_is_no_store(types_, wrong):
+    with pytest.raises(ConfigError, match="ObjectStore"):
+        register_store(wrong)
+    with pytest.raises(ConfigError, match="ObjectStore"):
+        register_store(name="x")(wrong)
+
+
+@pytest.mark.parametrize("name", ["", 5, b"x"])
+def test_names_of_stores_are_texts(types_, name):
+    with pytest.raises(ConfigError, match="text"):
+        register_store(Store, name=name)
+
+
+def test_what_a_package_offers_has_its_name_in_both(types_, offers, module):
+    module.Theirs = type("Theirs", (DictStore,), {})
+    offers((GROUP, "redis", "blobstore_test_plugin:Theirs"))
+    assert types_.get("redis") is registry.object_stores.get("redis") is module.Theirs
+
+
+def test_names_for_blob_stores(types_):
+    assert registry.object_stores.get("memory") is DictStore
+    assert {"filesystem", "memory", "sqlite", "zip"} <= {*registry.object_stores.names()}
