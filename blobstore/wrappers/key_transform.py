@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,13 @@ from types import TracebackType
 from typing import BinaryIO, ClassVar
 
 from blobstore.entry import ObjectStat
-from blobstore.errors import InvalidKeyError, KeyNotFoundError, NotSupportedError
+from blobstore.errors import (
+    BlobStoreError,
+    ConfigError,
+    InvalidKeyError,
+    KeyNotFoundError,
+    NotSupportedError,
+)
 from blobstore.protocols import Capabilities, ObjectStore
 from blobstore.streams import Buffer, Sink, Source
 from blobstore.wrappers.base import WrapperSink, WrapperStore
@@ -78,11 +83,18 @@ class KeyTransformingStore(WrapperStore):
         Taken over: it is closed with this one.
     transformer : KeyTransformer, optional
         By default the store itself, whose methods change nothing until they are overridden.
+
+    Raises
+    ------
+    ConfigError
+        One of them is something else.
     """
 
     def __init__(self, store: ObjectStore, transformer: KeyTransformer | None = None) -> None:
         super().__init__(store)
-        self.transformer = transformer or KeyTransformer()
+        self.transformer = KeyTransformer() if transformer is None else transformer
+        if not isinstance(self.transformer, KeyTransformer):
+            raise ConfigError(f"a transformer must be a KeyTransformer, not {transformer!r}")
 
     def transform_key(self, key: str) -> str:
         """Turn a key into the one beneath."""
@@ -114,7 +126,8 @@ class KeyTransformingStore(WrapperStore):
 
     def exists(self, key: str) -> bool:
         """Whether there is such an object."""
-        return self.store.exists(self._stored(key))
+        with self._named(key) as stored:
+            return self.store.exists(stored)
 
     def delete(self, key: str) -> None:
         """Remove an object."""
@@ -123,7 +136,7 @@ class KeyTransformingStore(WrapperStore):
 
     def keys(self, prefix: str = "") -> Iterator[str]:
         """Give the keys of this store that start with `prefix`."""
-        if not self.capabilities.list:
+        if not self.transformer.reversible:
             raise NotSupportedError(f"{self!r} cannot list: its keys cannot be turned back")
         found = self.store.keys(self.transform_prefix(_require_str(prefix)))
         return self._own_keys(found, prefix)
@@ -155,7 +168,8 @@ class KeyTransformingStore(WrapperStore):
 
     def local_path(self, key: str) -> Path | None:
         """Where the object lies as a file of its own."""
-        return self.store.local_path(self._stored(key))
+        with self._named(key) as stored:
+            return self.store.local_path(stored)
 
     def delete_many(self, keys: Iterable[str]) -> None:
         """Remove objects; absent ones are fine."""
@@ -163,8 +177,9 @@ class KeyTransformingStore(WrapperStore):
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object inside the store."""
+        stored_target = self._stored(target)
         with self._named(source) as stored:
-            self.store.copy(stored, self._stored(target))
+            self.store.copy(stored, stored_target)
 
     def put_if_absent(self, key: str, data: Buffer) -> bool:
         """Write an object unless there is one."""
@@ -183,10 +198,17 @@ class KeyTransformingStore(WrapperStore):
 
     def _own_keys(self, found: Iterator[str], prefix: str) -> Iterator[str]:
         for stored in found:
-            with contextlib.suppress(KeyError, ValueError):
-                key = self.reverse_transform_key(stored)
-                if key.startswith(prefix) and self.transform_key(key) == stored:
-                    yield key
+            key = self._own_key(stored)
+            if key is not None and key.startswith(prefix):
+                yield key
+
+    def _own_key(self, stored: str) -> str | None:
+        """The key that is kept there; None if this store would not keep any there."""
+        try:
+            key = self.reverse_transform_key(stored)
+            return key if self.transform_key(key) == stored else None
+        except (KeyError, ValueError):
+            return None
 
 
 class _named:  # noqa: N801 - used like a function, in a with statement
@@ -206,6 +228,8 @@ class _named:  # noqa: N801 - used like a function, in a with statement
     ) -> None:
         if isinstance(exc, KeyNotFoundError) and self._key != self._stored:
             raise KeyNotFoundError(f"there is no object {self._key!r}", location=self._key) from exc
+        if isinstance(exc, BlobStoreError) and exc.location == self._stored:
+            exc.location = self._key
 
 
 class _NamedSink(WrapperSink):
@@ -218,7 +242,8 @@ class _NamedSink(WrapperSink):
         self._stored = stored
 
     def commit(self) -> None:
-        self._inner.commit()
+        with _named(self._key, self._stored):
+            self._inner.commit()
         if self._inner.location not in ("", self._stored):
             raise NotSupportedError(
                 f"the store beneath keeps {self._key!r} at a place of its own "
@@ -231,3 +256,17 @@ def _require_str(key: object) -> str:
     if not isinstance(key, str):
         raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
     return key
+
+
+def encode_key(key: str) -> bytes:
+    """The UTF-8 of a key, for transformations that need it.
+
+    Raises
+    ------
+    InvalidKeyError
+        It has none: there is a lone surrogate in it.
+    """
+    try:
+        return key.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidKeyError(f"the key {key!a} is no text: it has no UTF-8", location=key) from exc

@@ -32,6 +32,12 @@ from blobstore.protocols import BlobBackend, Capabilities, Leftover, ObjectStore
 from blobstore.streams import Buffer, MemorySink, Sink, Source, as_contiguous, copy_stream
 
 
+class KeyedName(tuple[str, ...]):  # noqa: SLOT001 - tuples of any length have no room for slots
+    """A name that remembers its key, where files are not named like the keys."""
+
+    key: str
+
+
 class _OnFiles(ObjectStore):
     """What both kinds of file stores have in common."""
 
@@ -100,7 +106,7 @@ class FilesystemStore(_OnFiles):
         fsync: bool = False,
         tmp_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._tree = FileTree(root_path, fsync=fsync, tmp_dir=tmp_dir, prune=True, label="/".join)
+        self._tree = FileTree(root_path, fsync=fsync, tmp_dir=tmp_dir, prune=True, label=_key_of)
         self.root_path = Path(self._tree.root)
         self._closed = False
 
@@ -470,3 +476,7 @@ class FilesystemBlobBackend(_OnFiles, BlobBackend):
 
 def _closed(store: ObjectStore) -> ClosedError:
     return ClosedError(f"{store!r} was closed: make a new one")
+
+
+def _key_of(name: Name) -> str:
+    return name.key if isinstance(name, KeyedName) else "/".join(name)
