@@ -1,0 +1,170 @@
+"""Readers and sources that go on to another store as long as they have given nothing.
+
+Some stores find out only while they are read that they cannot give an object: it is corrupt, or
+the connection breaks. What has given bytes never changes over, because the other store may hold
+another version: then the error is raised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from blobstore.errors import BlobStoreError
+from blobstore.streams import Source
+
+T = TypeVar("T")
+
+_ERRORS = (BlobStoreError, OSError)
+
+
+class _Given:
+    """Whether anything was given of an object; shared by a source and its readers."""
+
+    def __init__(self) -> None:
+        self.any = False
+
+
+def fallback_reader(files: Iterator[BinaryIO], given: _Given | None = None) -> BinaryIO:
+    """Read from the first of `files` that can give the beginning of what is asked for.
+
+    Parameters
+    ----------
+    files : iterator of BinaryIO
+        Asked for the next one only when it is needed; what the first raises is raised here.
+    """
+    return io.BufferedReader(_FallbackReader(files, given or _Given()), 1 << 16)
+
+
+class _FallbackReader(io.RawIOBase):
+    def __init__(self, files: Iterator[BinaryIO], given: _Given) -> None:
+        self._files = files
+        self._given = given
+        self._file = next(files)
+        self._position = 0
+        self._size: int | None = None  # once it was told
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        chunk = self._attempt(lambda file: file.read(len(buffer)))
+        buffer[: len(chunk)] = chunk
+        return self._gave(chunk)
+
+    def readall(self) -> bytes:
+        chunk = self._attempt(lambda file: file.read())
+        self._gave(chunk)
+        return chunk
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = self._attempt(lambda file: file.seek(offset, whence))
+        if whence == io.SEEK_END:
+            self._size = self._position - offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+    def _gave(self, chunk: bytes) -> int:
+        self._given.any |= bool(chunk)
+        self._position += len(chunk)
+        return len(chunk)
+
+    def _attempt(self, act: Callable[[BinaryIO], T]) -> T:
+        while True:
+            try:
+                return act(self._file)
+            except _ERRORS:
+                if self._given.any or not self._go_on():
+                    raise
+
+    def _go_on(self) -> bool:
+        """Change over to the next file; False if there is none that could be the same object."""
+        with contextlib.suppress(StopIteration, *_ERRORS):
+            following = next(self._files)
+            try:
+                if self._size in (None, following.seek(0, io.SEEK_END)):
+                    following.seek(self._position)
+                    self._file, following = following, self._file
+                    return True
+            finally:
+                following.close()
+        return False
+
+
+class FallbackSource(Source):
+    """A source over the first of several that can give anything.
+
+    Parameters
+    ----------
+    sources : iterator of Source
+        Asked for the next one only when it is needed; taken over. What the first raises is raised
+        here.
+    """
+
+    def __init__(self, sources: Iterator[Source]) -> None:
+        self._sources = sources
+        self._given = _Given()
+        self._source = next(sources)
+        self.size = self._source.size
+
+    def open(self) -> BinaryIO:
+        """Open for reading from the start."""
+        return fallback_reader(self._readers(), self._given)
+
+    def read(self) -> bytes:
+        """Read all bytes."""
+        return self._gave(self._attempt(lambda source: source.read()))
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Read bytes ``[start, stop)``."""
+        return self._gave(self._attempt(lambda source: source.read_range(start, stop)))
+
+    @contextlib.contextmanager
+    def path(self) -> Iterator[Path]:
+        """Lend a local file with these bytes."""
+        with contextlib.ExitStack() as stack:
+            path = self._attempt(lambda source: stack.enter_context(source.path()))
+            self._given.any = True
+            yield path
+
+    def close(self) -> None:
+        """Close the source that is in use."""
+        self._source.close()
+
+    def _readers(self) -> Iterator[BinaryIO]:
+        yield self._attempt(lambda source: source.open())
+        while self._go_on():
+            yield self._source.open()
+
+    def _gave(self, data: bytes) -> bytes:
+        self._given.any |= bool(data)
+        return data
+
+    def _attempt(self, act: Callable[[Source], T]) -> T:
+        while True:
+            try:
+                return act(self._source)
+            except _ERRORS:
+                if self._given.any or not self._go_on():
+                    raise
+
+    def _go_on(self) -> bool:
+        with contextlib.suppress(StopIteration, *_ERRORS):
+            following = next(self._sources)
+            self._source.close()
+            self._source, self.size = following, following.size
+            return True
+        return False
