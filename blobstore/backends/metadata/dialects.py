@@ -23,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 
 from blobstore.backends.metadata.connections import Dialect, Kept, make_immortal, opened
 from blobstore.backends.metadata.schema import migrate
+from blobstore.backends.sqlite_pool import on_network
 from blobstore.errors import (
     BlobStoreError,
     ConfigError,
@@ -77,13 +78,6 @@ def dialect_for(
 APPLICATION_ID = 0x626C6F62
 """Marks our SQLite files, in their headers: the letters "blob"."""
 
-_NETWORK = frozenset(
-    (
-        *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "9p", "afs", "davfs", "vboxsf"),
-        *("ceph", "lustre", "glusterfs", "fuse.glusterfs", "gpfs", "beegfs"),
-        *("fuse.sshfs", "fuse.s3fs", "fuse.rclone"),
-    )
-)
 _SMALLEST = 512
 _SETTLED_NS = 50_000_000
 
@@ -485,22 +479,3 @@ def _sync_path(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def on_network(folder: str, mounts: str = "/proc/mounts") -> bool:
-    """Whether a folder lies on a file system that several machines share.
-
-    Where the system does not tell (no /proc), the answer is no.
-    """
-    try:
-        lines = Path(mounts).read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return False
-    real = Path(folder).resolve()
-    best, kind = -1, ""
-    for line in lines:
-        _, point, found, *_ = line.split(" ")
-        point = point.encode("utf-8", "surrogateescape").decode("unicode_escape")
-        if real.is_relative_to(point) and len(point) >= best:
-            best, kind = len(point), found
-    return kind in _NETWORK
