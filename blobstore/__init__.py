@@ -17,11 +17,20 @@ from typing import TYPE_CHECKING, Any
 from blobstore.version import __version__
 
 if TYPE_CHECKING:
+    from blobstore.aio import AsyncObjectStore as AsyncObjectStore
+    from blobstore.aio import to_async as to_async
+    from blobstore.aio import to_sync as to_sync
     from blobstore.backends.blob.filesystem import FilesystemBlobBackend as FilesystemBlobBackend
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
+    from blobstore.backends.blob.hashdir import HashdirStore as HashdirStore
     from blobstore.backends.blob.memory import DictStore as DictStore
+    from blobstore.backends.blob.safe_filesystem import SafeFilesystemStore as SafeFilesystemStore
+    from blobstore.backends.blob.sqlite import SqliteStore as SqliteStore
+    from blobstore.backends.blob.zip import ZipStore as ZipStore
     from blobstore.backends.metadata.json import JsonBackend as JsonBackend
     from blobstore.backends.metadata.sql import SqlBackend as SqlBackend
+    from blobstore.config import StoreFactory as StoreFactory
+    from blobstore.config import open_store as open_store
     from blobstore.entry import Entry as Entry
     from blobstore.errors import BlobStoreError as BlobStoreError
     from blobstore.errors import ClosedError as ClosedError
@@ -48,23 +57,108 @@ if TYPE_CHECKING:
     from blobstore.errors import UnsupportedTypeError as UnsupportedTypeError
     from blobstore.errors import UntrustedTypeError as UntrustedTypeError
     from blobstore.protocols import BlobBackend as BlobBackend
+    from blobstore.protocols import Capabilities as Capabilities
     from blobstore.protocols import Handler as Handler
     from blobstore.protocols import MetadataBackend as MetadataBackend
     from blobstore.protocols import ObjectStore as ObjectStore
+    from blobstore.registry import register_store as register_store
     from blobstore.store import BlobStore as BlobStore
+    from blobstore.transfer import clear_store as clear_store
+    from blobstore.transfer import copy_store as copy_store
+    from blobstore.transfer import sync_stores as sync_stores
+    from blobstore.wrappers.access import ReadonlyStore as ReadonlyStore
+    from blobstore.wrappers.access import WriteonlyStore as WriteonlyStore
+    from blobstore.wrappers.base import IdentityStore as IdentityStore
+    from blobstore.wrappers.base import WrapperStore as WrapperStore
+    from blobstore.wrappers.base64 import Base64Store as Base64Store
+    from blobstore.wrappers.cache import CachingStore as CachingStore
+    from blobstore.wrappers.checksum import ChecksumStore as ChecksumStore
+    from blobstore.wrappers.compress import GzipStore as GzipStore
+    from blobstore.wrappers.compress import Lz4Store as Lz4Store
+    from blobstore.wrappers.compress import ZstdStore as ZstdStore
+    from blobstore.wrappers.encrypt import EncryptingStore as EncryptingStore
+    from blobstore.wrappers.key_transform import KeyTransformer as KeyTransformer
+    from blobstore.wrappers.key_transform import KeyTransformingStore as KeyTransformingStore
+    from blobstore.wrappers.log import ExceptionLoggingStore as ExceptionLoggingStore
+    from blobstore.wrappers.log import LoggingStore as LoggingStore
+    from blobstore.wrappers.mirror import FanoutStore as FanoutStore
+    from blobstore.wrappers.mirror import MirroringStore as MirroringStore
+    from blobstore.wrappers.notify import NotifyingStore as NotifyingStore
+    from blobstore.wrappers.prefix import HashPrefixStore as HashPrefixStore
+    from blobstore.wrappers.prefix import PrefixStore as PrefixStore
+    from blobstore.wrappers.retry import RetryingStore as RetryingStore
+    from blobstore.wrappers.routing import RegexRoutingStore as RegexRoutingStore
+    from blobstore.wrappers.stream import StreamTransformer as StreamTransformer
+    from blobstore.wrappers.stream import StreamTransformingStore as StreamTransformingStore
+    from blobstore.wrappers.text import BufferStore as BufferStore
+    from blobstore.wrappers.text import JsonStore as JsonStore
+    from blobstore.wrappers.text import TextEncodingStore as TextEncodingStore
+    from blobstore.wrappers.transform import DataTransformer as DataTransformer
+    from blobstore.wrappers.transform import TransformingStore as TransformingStore
+    from blobstore.wrappers.url_encoding import UrlEncodingStore as UrlEncodingStore
+    from blobstore.wrappers.validate import KeyValidatingStore as KeyValidatingStore
+    from blobstore.wrappers.validate import RegexValidatingStore as RegexValidatingStore
+    from blobstore.wrappers.validate import UrlValidatingStore as UrlValidatingStore
 
 _HOME = {
     "BlobStore": "store",
-    "Entry": "entry",
     "BlobBackend": "protocols",
+    "Capabilities": "protocols",
+    "Entry": "entry",
     "Handler": "protocols",
     "MetadataBackend": "protocols",
     "ObjectStore": "protocols",
+    "AsyncObjectStore": "aio",
+    "StoreFactory": "config",
+    "clear_store": "transfer",
+    "copy_store": "transfer",
+    "open_store": "config",
+    "register_store": "registry",
+    "sync_stores": "transfer",
+    "to_async": "aio",
+    "to_sync": "aio",
     "DictStore": "backends.blob.memory",
     "FilesystemBlobBackend": "backends.blob.filesystem",
     "FilesystemStore": "backends.blob.filesystem",
+    "HashdirStore": "backends.blob.hashdir",
     "JsonBackend": "backends.metadata.json",
+    "SafeFilesystemStore": "backends.blob.safe_filesystem",
     "SqlBackend": "backends.metadata.sql",
+    "SqliteStore": "backends.blob.sqlite",
+    "ZipStore": "backends.blob.zip",
+    "Base64Store": "wrappers.base64",
+    "BufferStore": "wrappers.text",
+    "CachingStore": "wrappers.cache",
+    "ChecksumStore": "wrappers.checksum",
+    "DataTransformer": "wrappers.transform",
+    "EncryptingStore": "wrappers.encrypt",
+    "ExceptionLoggingStore": "wrappers.log",
+    "FanoutStore": "wrappers.mirror",
+    "GzipStore": "wrappers.compress",
+    "HashPrefixStore": "wrappers.prefix",
+    "IdentityStore": "wrappers.base",
+    "JsonStore": "wrappers.text",
+    "KeyTransformer": "wrappers.key_transform",
+    "KeyTransformingStore": "wrappers.key_transform",
+    "KeyValidatingStore": "wrappers.validate",
+    "LoggingStore": "wrappers.log",
+    "Lz4Store": "wrappers.compress",
+    "MirroringStore": "wrappers.mirror",
+    "NotifyingStore": "wrappers.notify",
+    "PrefixStore": "wrappers.prefix",
+    "ReadonlyStore": "wrappers.access",
+    "RegexRoutingStore": "wrappers.routing",
+    "RegexValidatingStore": "wrappers.validate",
+    "RetryingStore": "wrappers.retry",
+    "StreamTransformer": "wrappers.stream",
+    "StreamTransformingStore": "wrappers.stream",
+    "TextEncodingStore": "wrappers.text",
+    "TransformingStore": "wrappers.transform",
+    "UrlEncodingStore": "wrappers.url_encoding",
+    "UrlValidatingStore": "wrappers.validate",
+    "WrapperStore": "wrappers.base",
+    "WriteonlyStore": "wrappers.access",
+    "ZstdStore": "wrappers.compress",
     "BlobStoreError": "errors",
     "ClosedError": "errors",
     "ConfigError": "errors",
@@ -79,8 +173,8 @@ _HOME = {
     "InvalidQueryError": "errors",
     "KeyExistsError": "errors",
     "KeyNotFoundError": "errors",
-    "MissingDependencyError": "errors",
     "MirrorError": "errors",
+    "MissingDependencyError": "errors",
     "NotSupportedError": "errors",
     "OutOfSpaceError": "errors",
     "PermissionDeniedError": "errors",
@@ -99,9 +193,9 @@ def __getattr__(name: str) -> Any:
     module = _HOME.get(name)
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
+    from blobstore.registry import load
 
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    value = load(f"{__name__}.{module}:{name}")
     globals()[name] = value
     return value
 

@@ -248,17 +248,33 @@ def _index_files(root: Path) -> list[str]:
     return [kind for name, kind in _INDEX_FILES.items() if (root / name).exists()]
 
 
-def open_objects(root: Path, blob_backend: str | ObjectStore | None, *, fsync: bool) -> ObjectStore:
+def open_objects(
+    root: Path, blob_backend: str | ObjectStore | None, *, fsync: bool, readonly: bool
+) -> ObjectStore:
     """Open the object store that was asked for.
 
     Raises
     ------
     ConfigError
-        Unknown name, or neither a name nor an object store.
+        Unknown name, neither a name nor an object store, or one that blobs cannot be kept in.
     """
     if isinstance(blob_backend, ObjectStore):
+        _check_can_keep_blobs(blob_backend, readonly=readonly)
         return blob_backend
     return _object_store_class(blob_backend).for_folder(root, fsync=fsync)
+
+
+def _check_can_keep_blobs(objects: ObjectStore, *, readonly: bool) -> None:
+    can = objects.capabilities
+    if can.values != "bytes":
+        raise ConfigError(
+            f"blobs are bytes, but {objects!r} keeps values of another kind ({can.values}): give the "
+            "store beneath it"
+        )
+    if not can.readable:
+        raise ConfigError(f"{objects!r} cannot be read, so nothing could be loaded from it")
+    if not can.writable and not readonly:
+        raise ConfigError(f"{objects!r} cannot be written: open the store with readonly=True")
 
 
 def claim(objects: ObjectStore, store_id: str) -> None:

@@ -72,11 +72,12 @@ class BlobStore(MutableMapping[str, Any]):
     content_addressable : bool or {"blake3", "sha256"}
         Whether equal content is stored once. Without a key, the digest of the content is the key.
     blob_backend : str, ObjectStore or None
-        Where the bytes are: "filesystem" (also None), "memory", another registered name, or an
-        instance, which is not closed with the store.
+        Where the bytes are: "filesystem" (also None), "sqlite", "zip", "memory", another registered
+        name, or an instance.
     inline_max_bytes : int, optional
         Values up to this many stored bytes are kept in the index itself. By default 8 KiB where
-        the index is a database and the bytes are on the default file system, else 0.
+        the index is a database and the bytes are on the default file system, else 0. Refused where
+        the object store encrypts, because the index does not.
     fsync : bool
         An acknowledged put survives a power cut. Without it, it survives any crash of processes.
     pickle : {"signed", "allow", "deny"}
@@ -90,6 +91,8 @@ class BlobStore(MutableMapping[str, Any]):
         Compare checksums before decoding. Pickles are always checked.
     handlers : iterable of Handler, optional
         Handlers of your own, asked before the built-in ones of the same priority.
+    close_blob_backend : bool
+        Whether an instance given as `blob_backend` is closed with the store.
 
     Raises
     ------
@@ -125,6 +128,7 @@ class BlobStore(MutableMapping[str, Any]):
         readonly: bool = False,
         verify_on_read: bool = True,
         handlers: Iterable[Handler] | None = None,
+        close_blob_backend: bool = False,
     ) -> None:
         self._closed = True  # until everything is open
         codec, level = codecs.validate(compression, compression_level)
@@ -152,8 +156,11 @@ class BlobStore(MutableMapping[str, Any]):
             "readonly": readonly,
             "verify_on_read": verify_on_read,
             "handlers": own_handlers,
+            "close_blob_backend": close_blob_backend,
         }
-        self._open(backend, blob_backend, fsync=bool(fsync))
+        self._open(backend, blob_backend, fsync=bool(fsync), inline_max_bytes=inline_max_bytes)
+        if close_blob_backend and self._objects is blob_backend:
+            self._owned.append(self._objects)
         options = WriteOptions(codec, level, self._inline_limit(inline_max_bytes, blob_backend))
         self._committer = Committer(
             self._index,
@@ -163,7 +170,7 @@ class BlobStore(MutableMapping[str, Any]):
                 options,
                 algorithm,
                 fsync=bool(fsync),
-                syncs_itself=bool(fsync) and len(self._owned) == 2,
+                syncs_itself=bool(fsync) and self._made_both,
             ),
         )
         self._reader = Reader(
@@ -176,13 +183,25 @@ class BlobStore(MutableMapping[str, Any]):
         self._closed = False
 
     def _open(
-        self, backend: str | MetadataBackend | None, blob_backend: Any, *, fsync: bool
+        self,
+        backend: str | MetadataBackend | None,
+        blob_backend: Any,
+        *,
+        fsync: bool,
+        inline_max_bytes: int | None,
     ) -> None:
-        self._objects = folder.open_objects(self.path, blob_backend, fsync=fsync)
+        self._objects = folder.open_objects(
+            self.path, blob_backend, fsync=fsync, readonly=self._readonly
+        )
         self._owned: list[MetadataBackend | ObjectStore] = []
         if self._objects is not blob_backend:
             self._owned.append(self._objects)
         try:
+            if inline_max_bytes and self._objects.capabilities.encrypted:
+                raise ConfigError(
+                    f"inline_max_bytes={inline_max_bytes} would keep values in the index, in the clear, "
+                    f"beside {self._objects!r}, which encrypts: leave it out"
+                )
             self._index, described = folder.open_index(
                 self.path, backend, fsync=fsync, readonly=self._readonly
             )
@@ -194,6 +213,7 @@ class BlobStore(MutableMapping[str, Any]):
             for owned in self._owned:
                 owned.close()
             raise
+        self._made_both = len(self._owned) == 2
 
     def _inline_limit(self, asked: int | None, blob_backend: Any) -> int:
         if asked is not None:

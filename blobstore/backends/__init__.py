@@ -9,7 +9,11 @@ from blobstore.registry import load
 if TYPE_CHECKING:
     from blobstore.backends.blob.filesystem import FilesystemBlobBackend as FilesystemBlobBackend
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
+    from blobstore.backends.blob.hashdir import HashdirStore as HashdirStore
     from blobstore.backends.blob.memory import DictStore as DictStore
+    from blobstore.backends.blob.safe_filesystem import SafeFilesystemStore as SafeFilesystemStore
+    from blobstore.backends.blob.sqlite import SqliteStore as SqliteStore
+    from blobstore.backends.blob.zip import ZipStore as ZipStore
     from blobstore.backends.metadata.json import JsonBackend as JsonBackend
     from blobstore.backends.metadata.sql import SqlBackend as SqlBackend
     from blobstore.protocols import BlobBackend as BlobBackend
@@ -21,10 +25,14 @@ _HOME = {
     "DictStore": "blobstore.backends.blob.memory",
     "FilesystemBlobBackend": "blobstore.backends.blob.filesystem",
     "FilesystemStore": "blobstore.backends.blob.filesystem",
+    "HashdirStore": "blobstore.backends.blob.hashdir",
     "JsonBackend": "blobstore.backends.metadata.json",
     "MetadataBackend": "blobstore.protocols",
     "ObjectStore": "blobstore.protocols",
+    "SafeFilesystemStore": "blobstore.backends.blob.safe_filesystem",
     "SqlBackend": "blobstore.backends.metadata.sql",
+    "SqliteStore": "blobstore.backends.blob.sqlite",
+    "ZipStore": "blobstore.backends.blob.zip",
 }
 
 __all__ = [*_HOME]  # noqa: PLE0604 - strings, by construction

@@ -121,7 +121,7 @@ class CachingStore(WrapperStore):
             main,
             ranges=main.ranges and cache.ranges,
             streams=main.streams and cache.streams,
-            encrypted=main.encrypted and cache.encrypted,
+            encrypted=main.encrypted and (cache.encrypted or not cache.persistent),
         )
 
     # --- reading ---------------------------------------------------------------------------------

@@ -6,7 +6,21 @@ from typing import ClassVar
 
 import pytest
 
-from blobstore import BlobBackend, BlobStore, ClosedError, FilesystemBlobBackend, KeyNotFoundError
+from blobstore import (
+    BlobBackend,
+    BlobStore,
+    CachingStore,
+    ClosedError,
+    ConfigError,
+    EncryptingStore,
+    FilesystemBlobBackend,
+    GzipStore,
+    KeyNotFoundError,
+    MirroringStore,
+    PrefixStore,
+    SqliteStore,
+    ZstdStore,
+)
 from blobstore.backends import DictStore, FilesystemStore
 from blobstore.keys import is_location
 from blobstore.protocols import Capabilities, ObjectStore
@@ -273,3 +287,110 @@ class TestJsonOverOverriddenFilesShared(ReversedSuite):
 
 class TestSqliteOverOverriddenFiles(ReversedSuite):
     backend = "sqlite"
+
+
+class NamedSuite(BlobStoreSuite):
+    """Over an object store that the store makes itself, in one file."""
+
+    name: ClassVar[str]
+    backend: ClassVar[str] = "json"
+
+    def make_store(self, folder):
+        return BlobStore(
+            folder,
+            backend=self.backend,
+            blob_backend=self.name,
+            content_addressable=self.content_addressable,
+        )
+
+    def blobs(self, store):
+        objects = store._objects
+        return {key: objects.get(key) for key in objects.keys() if is_location(key)}  # noqa: SIM118
+
+    def poke(self, store, location, data):
+        if data is None:
+            store._objects.delete(location)
+        else:
+            store._objects.put(location, data)
+
+    def test_there_are_no_blob_files(self, store):
+        store.put(big(), key="k")
+        names = {path.name for path in store.path.iterdir()}
+        assert "blobs" not in names
+        assert any(name.startswith("blobs.") for name in names)
+
+
+class TestJsonOverZip(NamedSuite):
+    name = "zip"
+
+
+class TestSqliteOverZipShared(NamedSuite):
+    name = "zip"
+    backend = "sqlite"
+    content_addressable = True
+
+
+class TestJsonOverSqliteStoreShared(NamedSuite):
+    name = "sqlite"
+    content_addressable = True
+
+
+class TestSqliteOverSqliteStore(NamedSuite):
+    name = "sqlite"
+    backend = "sqlite"
+
+
+class StackSuite(InstanceSuite):
+    """Over a cache over a mirror of encrypted, compressed, prefixed stores."""
+
+    secret: ClassVar[str] = "7" * 64
+
+    def make_objects(self, folder):
+        def branch(base, wrapper):
+            return wrapper(EncryptingStore(PrefixStore(base, "team/"), bytes.fromhex(self.secret)))
+
+        self.disk = FilesystemStore(folder / "disk")
+        mirror = MirroringStore(
+            [branch(self.disk, ZstdStore), branch(SqliteStore(folder / "objects.db"), GzipStore)]
+        )
+        return CachingStore(mirror, self.make_cache(folder))
+
+    def make_cache(self, folder):
+        return DictStore()
+
+    def test_nothing_is_stored_in_the_clear(self, store):
+        store.put("a secret " * 10_000, key="k")
+        store.put("a secret", key="small")
+        for path in (self.disk.root_path, store.path):
+            files = [p for p in path.rglob("*") if p.is_file()]
+            assert not any(b"a secret" in p.read_bytes() for p in files)
+
+    def test_one_damaged_copy_does_no_harm(self, store):
+        store.put(big(), key="k")
+        (location,) = store.entry("k").locations
+        (path,) = self.disk.root_path.rglob(location)
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+        self.objects.clear()
+        assert store["k"] == big()
+
+    def test_small_values_in_the_index_are_refused(self, store):
+        with pytest.raises(ConfigError, match="encrypts"):
+            BlobStore(store.path, blob_backend=self.objects, inline_max_bytes=100)
+
+
+class TestJsonOverAStackShared(StackSuite):
+    content_addressable = True
+
+
+class TestSqliteOverAStack(StackSuite):
+    backend = "sqlite"
+
+    def make_cache(self, folder):
+        return EncryptingStore(FilesystemStore(folder / "cache"), bytes.fromhex(self.secret))
+
+    def test_a_cache_in_the_clear_does_not_pass_for_encrypted(self, tmp_path):
+        main = EncryptingStore(DictStore(), bytes.fromhex(self.secret))
+        with CachingStore(main, FilesystemStore(tmp_path / "cache")) as objects:
+            assert not objects.capabilities.encrypted

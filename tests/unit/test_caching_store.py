@@ -130,8 +130,9 @@ def test_capabilities_and_repr(tmp_path):
         def capabilities(self):
             return Capabilities(encrypted=True, persistent=False)
 
-    assert not CachingStore(Secret(), DictStore()).capabilities.encrypted
+    assert not CachingStore(Secret(), files).capabilities.encrypted
     assert not CachingStore(DictStore(), Secret()).capabilities.encrypted
+    assert CachingStore(Secret(), DictStore()).capabilities.encrypted  # memory keeps nothing
     assert CachingStore(Secret(), Secret()).capabilities.encrypted
     assert repr(make(validate=True, max_age=5)[0]) == (
         "CachingStore(FaultyStore(DictStore()), FaultyStore(DictStore()), validate=True, max_age=5)"

@@ -211,7 +211,7 @@ from blobstore.folder import open_index, open_objects, claim
 root, backend = Path(sys.argv[1]), sys.argv[2]
 sys.stdin.readline()
 index, described = open_index(root, backend, fsync=False, readonly=False)
-claim(open_objects(root, None, fsync=False), described.store_id)
+claim(open_objects(root, None, fsync=False, readonly=False), described.store_id)
 print(index.store_id, described.store_id, described.index)
 index.close()
 """
@@ -402,20 +402,20 @@ def test_a_description_that_cannot_be_read(root):
 
 
 def test_object_stores_by_name_and_instance(root):
-    with open_objects(root, None, fsync=False) as objects:
+    with open_objects(root, None, fsync=False, readonly=False) as objects:
         assert type(objects) is FilesystemBlobBackend
         assert objects.base_dir == root / "blobs"
-    with open_objects(root, "filesystem", fsync=True) as objects:
+    with open_objects(root, "filesystem", fsync=True, readonly=False) as objects:
         assert type(objects) is FilesystemBlobBackend
-    with open_objects(root, "memory", fsync=False) as objects:
+    with open_objects(root, "memory", fsync=False, readonly=False) as objects:
         assert type(objects) is DictStore
-        assert open_objects(root, objects, fsync=False) is objects
+        assert open_objects(root, objects, fsync=False, readonly=False) is objects
 
 
 @pytest.mark.parametrize("wrong", ["", "disk", 5, DictStore, b"memory", "ftp://host/x", "://"])
 def test_unknown_object_stores(root, wrong):
     with pytest.raises(ConfigError):
-        open_objects(root, wrong, fsync=False)
+        open_objects(root, wrong, fsync=False, readonly=False)
 
 
 def test_blobs_are_claimed_once():

@@ -935,7 +935,7 @@ def test_killed_in_the_middle_of_a_commit(path):
 FORKING = """
     import os, sys
     from pathlib import Path
-    from blobstore.backends.metadata import connections
+    from blobstore.backends import sqlite_pool as connections
     from blobstore.backends.metadata.sql import SqlBackend
     from blobstore.query import Query
     from blobstore.testing.metadata_backend import put
@@ -1067,7 +1067,7 @@ def test_disk_that_fails_at_the_commit_leaves_the_outcome_open(backend, operatio
 
 def test_fork_waits_for_other_threads(backend):
     """A connection in use is given back and closed before the process forks."""
-    from blobstore.backends.metadata import connections
+    from blobstore.backends import sqlite_pool as connections
 
     kept = backend._pool.acquire()
     waiting = threading.Thread(target=connections._before_fork)
