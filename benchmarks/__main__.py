@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks import report, runner
+from benchmarks.registry import CONTENDERS
 from benchmarks.workloads import WORKLOADS, Workload
 
 
@@ -41,7 +42,8 @@ def main() -> int:
         print("--quick: sizes are smaller than the titles say, and there is one round")
     for workload in chosen:
         print("\n" + report.table(workload, results))
-    print("\n" + report.aims(results, [workload.name for workload in chosen]))
+    if aims := report.aims(results, [workload.name for workload in chosen]):
+        print("\n" + aims)
     print("\n" + report.notes(chosen))
     print(f"\nTook {time.perf_counter() - started:.0f} s.")
     return 0
@@ -83,7 +85,7 @@ def _chosen(names: list[str]) -> list[Workload]:
 def _profile(chosen: list[Workload], arguments: argparse.Namespace) -> None:
     for workload in chosen:
         for contender in workload.contenders:
-            if not contender.startswith("blobstore"):
+            if not CONTENDERS[contender].ours:
                 continue
             measured = runner.measure(
                 workload, contender, quick=arguments.quick, profile=True, scratch=arguments.folder

@@ -13,9 +13,18 @@ from typing import Any, ClassVar
 
 
 class Contender:
-    """Stores objects under keys, in a folder."""
+    """Stores objects under keys, in a folder.
+
+    Attributes
+    ----------
+    note : str
+        What to know when its figures are compared with others.
+    ours : bool
+        Whether it is blobstore that is measured.
+    """
 
     note: ClassVar[str] = ""
+    ours: ClassVar[bool] = False
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,6 +50,7 @@ class Blobstore(Contender):
         "index and metadata, checksum made and compared, whole or not at all; before the file of a "
         "replaced value goes, what replaced it is synced"
     )
+    ours = True
     options: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import pandas as pd
 
+KIB = 1 << 10
 MIB = 1 << 20
 Array = npt.NDArray[Any]
 
@@ -96,3 +98,38 @@ def train(state: dict[str, Array], step: int) -> None:
     """Change one of the arrays, all of it; the others are frozen."""
     changing = next(reversed(state))
     state[changing] = array("weights", state[changing].nbytes, 1000 + step)
+
+
+def small_objects(count: int) -> list[bytes]:
+    """Objects of 1 KiB, each another one."""
+    rng = np.random.default_rng(2)
+    return [rng.bytes(KIB) for _ in range(count)]
+
+
+def positions(stop: int, count: int) -> list[int]:
+    return np.random.default_rng(3).integers(0, stop, count).tolist()
+
+
+class Stream:
+    """A large object in pieces of 1 MiB, each another one, that is never in memory as a whole."""
+
+    def __init__(self, nbytes: int, kind: str = "noise") -> None:
+        self.nbytes = nbytes
+        self._pool = memoryview(array(kind, 16 * MIB)).cast("B")
+
+    def piece(self, number: int) -> memoryview:
+        start = number * 1_000_000 % (15 * MIB)
+        return self._pool[start : start + MIB]
+
+    def pieces(self) -> Iterator[memoryview]:
+        return map(self.piece, range(self.nbytes // MIB))
+
+    def content(self, start: int, stop: int) -> bytes:
+        """Give the bytes ``[start, stop)`` of it."""
+        out = bytearray()
+        while start < stop:
+            number, offset = divmod(start, MIB)
+            part = self.piece(number)[offset : offset + stop - start]
+            out += part
+            start += len(part)
+        return bytes(out)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmarks.aims import AIMS, ELSEWHERE, Aim
-from benchmarks.contenders import CONTENDERS
 from benchmarks.data import MIB
+from benchmarks.registry import CONTENDERS
 from benchmarks.results import Results
 from benchmarks.workloads import Workload
 
@@ -18,7 +18,7 @@ def table(workload: Workload, results: Results) -> str:
     name = workload.name
     good = [c for c in workload.contenders if not results.problem(name, c)]
     parts = list(dict.fromkeys(part for c in good for part in results.parts(name, c)))
-    peaks = [f"peak {part}" for part in parts] if _is_memory(workload) else ["peak"]
+    peaks = [f"peak {part}" for part in parts] if workload.peaks else ["peak"]
     header = [name, *(cell for part in parts for cell in (part, "x")), *peaks, "stored"]
     rows, problems = [], []
     for contender in workload.contenders:
@@ -40,16 +40,12 @@ def _row(workload: Workload, contender: str, parts: list[str], results: Results)
     times = []
     for part in parts:
         speed = results.speed(name, contender, part, workload.reference)
-        times += [_time(results.seconds(name, contender, part)), _number(speed, ".2f")]
+        times += [_time(results.seconds(name, contender, part)), _ratio(speed)]
     peaks = [_memory(results.peak(name, contender, part), raw) for part in parts]
-    if not _is_memory(workload):
+    if not workload.peaks:
         highest = max((results.peak(name, contender, part) or 0 for part in parts), default=None)
         peaks = [_memory(highest, None)]
     return [contender, *times, *peaks, _stored(results.fact(name, contender, "stored"), raw, name)]
-
-
-def _is_memory(workload: Workload) -> bool:
-    return workload.name.startswith("memory")
 
 
 def _memory(peak: float | None, raw: float | None) -> str:
@@ -69,11 +65,15 @@ def _stored(stored: float | None, raw: float | None, workload: str) -> str:
 def _time(seconds: float | None) -> str:
     if seconds is None:
         return "-"
-    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.1f} ms"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.1f} ms"
+    return f"{seconds * 1e6:.{0 if seconds >= 1e-5 else 1}f} us"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.4f}"
 
 
 def _aligned(rows: list[list[str]], left: int = 1) -> list[str]:
@@ -90,10 +90,12 @@ def _aligned(rows: list[list[str]], left: int = 1) -> list[str]:
 
 
 def aims(results: Results, workloads: Iterable[str]) -> str:
-    """Hold each aim of the workloads that ran against its measured figure."""
+    """Hold each aim of the workloads that ran against its measured figure; "" if there is none."""
     ran = set(workloads)
     lines = _aims([aim for aim in AIMS if aim.workload in ran], results)
     hints = _aims([aim for aim in ELSEWHERE if aim.workload in ran], results)
+    if not lines and not hints:
+        return ""
     out = ["Aims" + (" (--quick: smaller sizes, a hint at most)" if results.quick else ""), *lines]
     if hints:
         out += ["", "Beside figures of cacheness from another machine (a hint at most)", *hints]

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import workloads
-from benchmarks.contenders import CONTENDERS
 from benchmarks.meter import Meter, bytes_on_disk
+from benchmarks.registry import CONTENDERS
 
 
 def measure(workload: str, step: str, contender: str, folder: Path, *flags: str) -> dict[str, Any]:
