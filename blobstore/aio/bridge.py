@@ -19,6 +19,7 @@ from blobstore.entry import ObjectStat
 from blobstore.errors import ConfigError, NotSupportedError, StorageError
 from blobstore.protocols import Capabilities, Leftover, ObjectStore
 from blobstore.streams import Buffer, Sink, Source
+from blobstore.wrappers.stream import spooled
 
 _MANY = 1000
 """Keys that are handed to the loop at once."""
@@ -91,10 +92,13 @@ class SyncBridge(ObjectStore):
 
     def source(self, key: str) -> Source:
         """Prepare an object for reading in several ways."""
-        if not self.capabilities.ranges or self.capabilities.local_files:
+        if self.capabilities.local_files:
             return super().source(key)
         reader = self._hop.wait(lambda: self.async_store.open(key), reads=True)
-        return hold(self._hop, reader)
+        if self.capabilities.ranges:
+            return hold(self._hop, reader)
+        with open_file(self._hop, reader) as file:
+            return spooled(file)
 
     def writer(self, key: str, size_hint: int | None = None) -> Sink:
         """Write an object piece by piece."""

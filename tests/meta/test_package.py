@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import blobstore
+import blobstore.aio
+from blobstore.registry import store_types
 
 ROOT = Path(__file__).parents[2]
 HEAVY = (
@@ -21,6 +23,9 @@ HEAVY = (
     "sqlalchemy",
     "lark",
     "filelock",
+    "cryptography",
+    "tenacity",
+    "yaml",
     "obstore",
 )
 
@@ -88,3 +93,37 @@ def test_the_quickstart_finds_and_uses_the_best_model(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "best: models/digits/support-vectors" in done.stdout
     assert "deployed: models/digits/support-vectors" in done.stdout
+
+
+def built_in_store_types() -> list[str]:
+    return sorted(set(store_types.names()) - set(store_types.third_party()))
+
+
+@pytest.mark.parametrize("name", built_in_store_types())
+def test_every_store_type_is_exported_documented_and_has_an_async_face(name):
+    assert getattr(blobstore, name) is store_types.get(name)
+    page = (ROOT / "docs/object-stores.md").read_text(encoding="utf-8")
+    assert f"`{name}" in page, f"docs/object-stores.md says nothing of {name}"
+    assert issubclass(getattr(blobstore.aio, f"Async{name}"), blobstore.aio.AsyncObjectStore)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("EncryptingStore", "encryption"), ("RetryingStore", "retry"), ("open_store", "yaml")],
+)
+def test_what_needs_an_extra_says_which(name, extra, tmp_path):
+    code = f"""
+import sys
+for library in ("cryptography", "tenacity", "yaml"):
+    sys.modules[library] = None
+import blobstore
+import blobstore.aio
+from blobstore.registry import store_types
+try:
+    blobstore.{name}
+    blobstore.open_store({str(tmp_path / "stores.yaml")!r})
+except blobstore.MissingDependencyError as error:
+    print(error)
+"""
+    (tmp_path / "stores.yaml").write_text("stores: {a: {type: DictStore}}\nmain: a\n")
+    assert f"blobstore[{extra}]" in python(code).stdout

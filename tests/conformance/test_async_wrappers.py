@@ -1,0 +1,166 @@
+"""The async face of every store type that there is: a new one without a line here fails."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from blobstore import aio
+from blobstore.aio.bridge import SyncBridge
+from blobstore.errors import NotSupportedError
+from blobstore.registry import store_types
+from blobstore.testing.object_store import ObjectStoreSuite
+from blobstore.testing.value_store import ValueStoreSuite
+from blobstore.wrappers.prefix import PrefixTransformer
+
+KEY = bytes(range(32))
+PATHS = {"key_style": "paths"}
+
+# Store types that keep bytes: how to make the async one, and what is special about its suite.
+STORES: dict[str, tuple[Callable[[Path], aio.AsyncObjectStore], dict[str, Any]]] = {
+    "DictStore": (lambda _: aio.AsyncDictStore(), {}),
+    "FilesystemStore": (lambda p: aio.AsyncFilesystemStore(p / "r"), PATHS),
+    "FilesystemBlobBackend": (
+        lambda p: aio.AsyncFilesystemBlobBackend(p / "r"),
+        {"key_style": "names"},
+    ),
+    "HashdirStore": (lambda p: aio.AsyncHashdirStore(p / "r"), {}),
+    "SafeFilesystemStore": (lambda p: aio.AsyncSafeFilesystemStore(p / "r"), {}),
+    "SqliteStore": (lambda p: aio.AsyncSqliteStore(p / "r.db"), {}),
+    "ZipStore": (lambda p: aio.AsyncZipStore(p / "r.zip"), PATHS),
+}
+WRAPPERS: dict[str, Callable[[Any], aio.AsyncObjectStore]] = {
+    "IdentityStore": aio.AsyncIdentityStore,
+    "TransformingStore": aio.AsyncTransformingStore,
+    "KeyTransformingStore": aio.AsyncKeyTransformingStore,
+    "GzipStore": aio.AsyncGzipStore,
+    "ZstdStore": aio.AsyncZstdStore,
+    "Lz4Store": aio.AsyncLz4Store,
+    "Base64Store": aio.AsyncBase64Store,
+    "ChecksumStore": aio.AsyncChecksumStore,
+    "EncryptingStore": lambda base: aio.AsyncEncryptingStore(base, KEY),
+    "MirroringStore": lambda base: aio.AsyncMirroringStore([base, aio.AsyncDictStore()]),
+    "FanoutStore": lambda base: aio.AsyncFanoutStore([base]),
+    "CachingStore": lambda base: aio.AsyncCachingStore(base, aio.AsyncDictStore()),
+    "NotifyingStore": aio.AsyncNotifyingStore,
+    "LoggingStore": aio.AsyncLoggingStore,
+    "ExceptionLoggingStore": lambda base: aio.AsyncExceptionLoggingStore(base, reraise=True),
+    "RetryingStore": aio.AsyncRetryingStore,
+    "PrefixStore": lambda base: aio.AsyncPrefixStore(base, "p-"),
+    "HashPrefixStore": lambda base: aio.AsyncHashPrefixStore(base, 4, "-"),
+    "UrlEncodingStore": aio.AsyncUrlEncodingStore,
+    "KeyValidatingStore": lambda base: aio.AsyncKeyValidatingStore(base, lambda key: None),
+    "RegexValidatingStore": lambda base: aio.AsyncRegexValidatingStore(base, "(?s).*"),
+    "RegexRoutingStore": lambda base: aio.AsyncRegexRoutingStore(
+        base, [("^b", PrefixTransformer("B-")), ("", PrefixTransformer("other-"))]
+    ),
+}
+VALUES = {"TextEncodingStore", "JsonStore", "BufferStore"}
+APART = {"ReadonlyStore", "WriteonlyStore", "UrlValidatingStore"}
+"""Not for these suites: tested below, like those of other values than bytes."""
+
+
+class Background:
+    """An event loop that runs in a thread of its own, for the suite to hop to."""
+
+    loop: ClassVar[asyncio.AbstractEventLoop]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def background_loop():
+    started = threading.Event()
+    ended = asyncio.Event()
+
+    async def main() -> None:
+        Background.loop = asyncio.get_running_loop()
+        started.set()
+        await ended.wait()
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    started.wait()
+    yield
+    Background.loop.call_soon_threadsafe(ended.set)
+    thread.join()
+
+
+class Driven(ObjectStoreSuite):
+    forks = False
+    picklable = False
+    machine_examples = 2
+    make: ClassVar[Callable[[Path], aio.AsyncObjectStore]]
+
+    def make_store(self, tmp_path):
+        return SyncBridge(type(self).make(tmp_path), Background.loop)
+
+
+def _suites() -> dict[str, type]:
+    made: dict[str, type] = {}
+    for name, (make, special) in STORES.items():
+        made[name] = type(f"TestAsync{name}", (Driven,), {"make": staticmethod(make), **special})
+    for name, wrap in WRAPPERS.items():
+        over: Callable[[Path], Any] = lambda _, wrap=wrap: wrap(aio.AsyncDictStore())  # noqa: E731
+        made[name] = type(f"TestAsync{name}", (Driven,), {"make": staticmethod(over)})
+    return made
+
+
+for _suite in _suites().values():
+    globals()[_suite.__name__] = _suite
+
+
+def test_every_store_type_has_its_line():
+    here = {*STORES, *WRAPPERS, *VALUES, *APART}
+    assert here == set(store_types.names()) - set(store_types.third_party())
+
+
+class DrivenValues(ValueStoreSuite):
+    picklable = False
+    wrap: ClassVar[Callable[[Any], aio.AsyncObjectStore]]
+
+    def make_store(self, tmp_path):
+        return SyncBridge(type(self).wrap(aio.AsyncDictStore()), Background.loop)
+
+
+class TestAsyncTextEncodingStore(DrivenValues):
+    wrap = aio.AsyncTextEncodingStore
+    values = ("", "text", "ünï")
+    wrong_values = (b"bytes", 5)
+
+
+class TestAsyncJsonStore(DrivenValues):
+    wrap = aio.AsyncJsonStore
+    values = (None, [1, "2"], {"a": {"b": 1.5}})
+    wrong_values = ({1: 2}, {2, 3}, float("nan"))
+
+
+class TestAsyncBufferStore(DrivenValues):
+    wrap = aio.AsyncBufferStore
+    values = (b"", b"bytes" * 1000)
+    wrong_values = (b"bytes", None)
+
+    def fresh(self, value):
+        return io.BytesIO(value)
+
+    def comparable(self, value):
+        return value.read()
+
+
+@pytest.mark.asyncio
+async def test_the_others_keep_their_word():
+    async with aio.AsyncReadonlyStore(aio.AsyncDictStore()) as store:
+        with pytest.raises(NotSupportedError):
+            await store.put("key", b"")
+    async with aio.AsyncWriteonlyStore(aio.AsyncDictStore()) as store:
+        await store.put("key", b"")
+        with pytest.raises(NotSupportedError):
+            await store.get("key")
+    async with aio.AsyncUrlValidatingStore(aio.AsyncDictStore()) as store:
+        await store.put("https://example.org/a", b"1")
+        with pytest.raises(KeyError):
+            await store.put("elsewhere", b"1")
