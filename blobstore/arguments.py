@@ -12,7 +12,7 @@ from blobstore.commit import Request
 from blobstore.entry import Entry
 from blobstore.errors import ConfigError, InvalidInputError
 from blobstore.keys import validate_key
-from blobstore.protocols import Expected
+from blobstore.protocols import Expected, ObjectStore
 from blobstore.query import Query, parse_filter
 
 
@@ -20,6 +20,15 @@ def check_inline(asked: object) -> None:
     """Refuse an `inline_max_bytes` that is no number of bytes."""
     if type(asked) is not int or asked < 0:
         raise ConfigError(f"inline_max_bytes must be a number of bytes, 0 or more, not {asked!r}")
+
+
+def check_inline_allowed(asked: int | None, objects: ObjectStore) -> None:
+    """Refuse to keep values in an index that does not encrypt, beside objects that are."""
+    if asked and objects.capabilities.encrypted:
+        raise ConfigError(
+            f"inline_max_bytes={asked} would keep values in the index, in the clear, beside "
+            f"{objects!r}, which encrypts: leave it out"
+        )
 
 
 def digest_algorithm(asked: object) -> str | None:

@@ -14,6 +14,7 @@ from blobstore import codecs, folder, maintenance
 from blobstore import metadata as _metadata
 from blobstore.arguments import (
     check_inline,
+    check_inline_allowed,
     digest_algorithm,
     expected_of,
     query_of,
@@ -197,11 +198,7 @@ class BlobStore(MutableMapping[str, Any]):
         if self._objects is not blob_backend:
             self._owned.append(self._objects)
         try:
-            if inline_max_bytes and self._objects.capabilities.encrypted:
-                raise ConfigError(
-                    f"inline_max_bytes={inline_max_bytes} would keep values in the index, in the clear, "
-                    f"beside {self._objects!r}, which encrypts: leave it out"
-                )
+            check_inline_allowed(inline_max_bytes, self._objects)
             self._index, described = folder.open_index(
                 self.path, backend, fsync=fsync, readonly=self._readonly
             )

@@ -23,6 +23,7 @@ from blobstore.errors import (
     LostDraftError,
     from_os_error,
 )
+from blobstore.lending import LentFile, SinkTurn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,30 +132,40 @@ class MemorySink(Sink):
     ----------
     publish : callable, optional
         Called with the whole content at commit; its result, if a string, becomes `location`.
+    what : str
+        Which object is written, for errors.
     """
 
-    def __init__(self, publish: Callable[[bytes], str | None] | None = None) -> None:
+    def __init__(
+        self, publish: Callable[[bytes], str | None] | None = None, what: str = "memory"
+    ) -> None:
+        self._turn = SinkTurn(what)
+        self._what = what
         self._chunks: list[bytes] = []
-        self._spool: Path | None = None
+        self._lent: LentFile | None = None
         self._publish = publish
         self.content = b""
 
     def write(self, data: Buffer, /) -> int:
         """Append a copy of the bytes."""
         chunk = bytes(as_contiguous(data))
+        self._turn.write()
         self._chunks.append(chunk)
         return len(chunk)
 
     def path(self) -> Path:
         """Lend a temporary file, read back at commit."""
-        self._spool = Path(tempfile.mkdtemp(prefix="blobstore-")) / "part"
-        return self._spool
+        self._turn.lend()
+        self._lent = LentFile(self._what)
+        return self._lent.path
 
     def commit(self) -> None:
         """Gather the content and publish it."""
+        self._turn.commit()
         chunks = self._chunks
-        if self._spool is not None:
-            chunks = [self._spool.read_bytes()]
+        if self._lent is not None:
+            with self._lent.open() as file:
+                chunks = [file.read()]
         self.content = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         self._forget()
         if self._publish is not None:
@@ -162,13 +173,14 @@ class MemorySink(Sink):
 
     def abort(self) -> None:
         """Forget the content."""
+        self._turn.abort()
         self._forget()
 
     def _forget(self) -> None:
         self._chunks = []
-        if self._spool is not None:
-            _remove_spool(self._spool)
-            self._spool = None
+        if self._lent is not None:
+            self._lent.remove()
+            self._lent = None
 
 
 class HashingSink(Sink):

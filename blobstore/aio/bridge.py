@@ -102,7 +102,8 @@ class SyncBridge(ObjectStore):
 
     def writer(self, key: str, size_hint: int | None = None) -> Sink:
         """Write an object piece by piece."""
-        return sink_over(self._hop, self._hop.wait(lambda: self.async_store.writer(key, size_hint)))
+        sink = self._hop.wait(lambda: self.async_store.writer(key, size_hint))
+        return sink_over(self._hop, sink, key)
 
     def stat(self, key: str) -> ObjectStat:
         """Tell size, time and etag of an object."""

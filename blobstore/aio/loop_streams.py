@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
-import tempfile
 import threading
 from pathlib import Path
 from typing import BinaryIO
 
 from blobstore.aio.loop_hop import LoopHop
 from blobstore.aio.store import AsyncReader, AsyncSink
-from blobstore.streams import Buffer, Sink, Source, copy_stream
+from blobstore.lending import LentFile, SinkTurn
+from blobstore.streams import CHUNK, Buffer, Sink, Source, as_contiguous
 
 _READ_AHEAD = 128 << 10
 
@@ -134,34 +134,45 @@ class _SourceReader(io.RawIOBase):
 class _LoopSink(Sink):
     """A sink over an `AsyncSink`; a lent path is read at the end."""
 
-    def __init__(self, hop: LoopHop, sink: AsyncSink) -> None:
+    def __init__(self, hop: LoopHop, sink: AsyncSink, key: str) -> None:
         self._hop = hop
         self._sink = sink
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._key = key
+        self._turn = SinkTurn(key)
+        self._lent: LentFile | None = None
 
     def write(self, data: Buffer, /) -> int:
-        return self._hop.wait(lambda: self._sink.write(data))
+        view = as_contiguous(data)
+        self._turn.write()
+        return self._write(view)
 
     def path(self) -> Path:
-        self._folder = tempfile.TemporaryDirectory(prefix="blobstore-")
-        return Path(self._folder.name, "part")
+        self._turn.lend()
+        self._lent = LentFile(self._key)
+        return self._lent.path
 
     def commit(self) -> None:
-        if self._folder is not None:
-            with Path(self._folder.name, "part").open("rb") as file:
-                copy_stream(file, self)
+        self._turn.commit()
+        if self._lent is not None:
+            with self._lent.open() as file:
+                while chunk := file.read(CHUNK):
+                    self._write(chunk)
         self._hop.wait(self._sink.commit)
         self.location = self._sink.location
         self._forget()
 
     def abort(self) -> None:
+        self._turn.abort()
         self._forget()
         self._hop.wait(self._sink.abort)
 
+    def _write(self, data: Buffer) -> int:
+        return self._hop.wait(lambda: self._sink.write(data))
+
     def _forget(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._lent is not None:
+            self._lent.remove()
+            self._lent = None
 
 
 def open_file(hop: LoopHop, reader: AsyncReader) -> BinaryIO:
@@ -174,6 +185,6 @@ def hold(hop: LoopHop, reader: AsyncReader) -> Source:
     return _LoopSource(hop, reader)
 
 
-def sink_over(hop: LoopHop, sink: AsyncSink) -> Sink:
+def sink_over(hop: LoopHop, sink: AsyncSink, key: str) -> Sink:
     """Make a sink over another one, which it takes over."""
-    return _LoopSink(hop, sink)
+    return _LoopSink(hop, sink, key)

@@ -68,7 +68,11 @@ class Description:
         ConfigError
             There is none.
         """
-        found = self.stores.get(name) if isinstance(name, str) else None
+        if not isinstance(name, str):  # not shown: it may be a description, with what is secret
+            raise place.error(
+                f"there is no store of that name under 'stores': it is {_kind(name)}, not a text"
+            )
+        found = self.stores.get(name)
         if found is None:
             raise place.error(
                 f"there is no store {name!r} under 'stores': {did_you_mean(name, self.stores)}"
@@ -204,7 +208,7 @@ def _definition(described: object, place: Place, copy: _Snapshot, depth: int = 0
             )
     kind = described.get("type")
     if not isinstance(kind, str) or not kind:
-        problem = "missing" if kind is None else f"{_kind(kind)}, not a text"
+        problem = "missing" if kind in (None, "") else f"{_kind(kind)}, not a text"
         raise place.entry("type").error(f"the name of the store's class is {problem}")
     config_place = place.entry("config")
     config = described.get("config")

@@ -135,6 +135,8 @@ def _imported(path: str, imports: Imports, place: Place) -> type[Any]:
             f"{path!r} would import the module {module!r}, which the caller did not allow: give "
             f"allow_import=True, or allow_import=({module!r},), if you trust {place.source}"
         )
+    if not all(path.split(".")):
+        raise place.error(f"{path!r} is no dotted path of a class")
     try:
         load(f"{module}:__name__")
     except ModuleNotFoundError as exc:
@@ -142,8 +144,6 @@ def _imported(path: str, imports: Imports, place: Place) -> type[Any]:
         if not f"{module}.".startswith(f"{missing}."):
             raise
         raise place.error(f"there is no module {missing!r} to import {path!r} from") from exc
-    except (ValueError, TypeError) as exc:  # an empty step, or one that starts with a dot
-        raise place.error(f"{path!r} is no dotted path of a class") from exc
     cls = getattr(sys.modules[module], name, None)
     if cls is None:
         raise place.error(f"the module {module!r} has no class {name!r}")

@@ -188,8 +188,11 @@ class _Url:
         try:
             parts = urlsplit(text)
             host = parts.hostname or ""
-        except ValueError as exc:
-            raise place.error(f"this is no URL: {exc}") from exc
+        except ValueError:
+            # What the library says may show a password, and so may its error.
+            raise place.error(
+                "this is no URL: its host is none, or what is before it has to be %-encoded"
+            ) from None
         shown = f"{parts.scheme}://{host}{parts.path}"
         return cls(text, parts, Place(f"open_store({shown!r})"))
 
@@ -206,7 +209,7 @@ class _Url:
             path = unquote(self.parts.path, errors="strict")
         except UnicodeDecodeError as exc:
             raise self.place.error("the path is not UTF-8 when its %.. are decoded") from exc
-        if path.startswith(("/./", "/../")):
+        if f"{path}/".startswith(("/./", "/../")):
             return path[1:]
         return "/" + path.lstrip("/") if path.startswith("//") else path
 
@@ -264,7 +267,14 @@ def _from_url(url: _Url, options: Mapping[str, Any]) -> ObjectStore:
     make: Callable[..., object] | None = getattr(cls, "from_url", None)
     if make is None:
         raise url.place.error(f"{cls.__name__} has no classmethod from_url(url, **options)")
-    secrets = {"the URL": url.text, "***": unquote(url.parts.password or "")}
+    password = url.parts.password or ""
+    secrets = {
+        "the URL": url.text,
+        "the query": url.parts.query,
+        **{f"?{name}": value for name, value in parse_qsl(url.parts.query)},
+        "the password": password,
+        "***": unquote(password),
+    }
     made = construct(partial(make, url.text), options, url.place, secrets)
     if not isinstance(made, ObjectStore):
         raise url.place.error(f"{cls.__name__}.from_url gave no object store, but {type(made)!r}")

@@ -17,6 +17,7 @@ _MOST = 100_000
 _PLAIN = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _MERGE = "tag:yaml.org,2002:merge"
 _AS_TEXT = (_MERGE, "tag:yaml.org,2002:value")
+_CONTAINERS = (*_PLAIN, *(f"tag:yaml.org,2002:{name}" for name in ("set", "omap", "pairs")))
 
 
 def parse_yaml(data: bytes) -> Any:
@@ -71,10 +72,15 @@ class _Document:
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag in _AS_TEXT:  # a bare = or <<, of which PyYAML knows no value
             return node.value
+        if node.tag in _CONTAINERS:
+            raise _wrong(node, f"the tag {node.tag!r} is not for a single value")
         try:
-            return self._loader.construct_object(node)
-        except ValueError as exc:  # the 31st of February, an integer of 5,000 digits
+            value = self._loader.construct_object(node)
+            repr(value)  # which Python refuses where "0xf..." is an integer of 5,000 digits
+        # The 31st of February; and what PyYAML raises for "!!bool x", "!!timestamp x", "!!int ''".
+        except (ValueError, KeyError, AttributeError, IndexError) as exc:
             raise _wrong(node, f"this is no {node.tag.rpartition(':')[2]}") from exc
+        return value
 
     def _mapping(self, node: yaml.MappingNode) -> dict[Any, Any]:
         made: dict[Any, Any] = {}

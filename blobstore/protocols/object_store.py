@@ -169,7 +169,7 @@ class ObjectStore(Closeable, ABC):
             self.put(key, data)
             return key
 
-        return MemorySink(publish)
+        return MemorySink(publish, key)
 
     def stat(self, key: str) -> ObjectStat:
         """Tell size, time and etag of an object; `KeyNotFoundError` if there is none."""
@@ -289,7 +289,7 @@ class BlobBackend(ObjectStore):
 
     def writer(self, key: str, size_hint: int | None = None) -> Sink:
         """Gather a blob in memory and give it to `write_blob`."""
-        return MemorySink(lambda data: str(self.write_blob(key, data)))
+        return MemorySink(lambda data: str(self.write_blob(key, data)), key)
 
     def stat(self, key: str) -> ObjectStat:
         """Tell the size of a blob."""

@@ -31,6 +31,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from blobstore.errors import ClosedError, InvalidInputError, KeyNotFoundError, NotSupportedError
 from blobstore.protocols import ObjectStore
+from blobstore.streams import Sink
 from blobstore.testing.object_store_machine import machine_class
 
 KeyStyle = Literal["any", "paths", "names"]
@@ -409,6 +410,42 @@ class ObjectStoreSuite:
         assert store.get("key") == b"old"
         assert not store.exists("new")
         assert self.names(store) in (["key"], None)
+        assert list(store.leftovers()) == []
+
+    def test_a_writer_is_used_once(self, store: ObjectStore) -> None:
+        def committed() -> Sink:
+            with store.writer("key") as sink:
+                sink.write(b"whole")
+            return sink
+
+        def aborted() -> Sink:
+            committed()
+            sink = store.writer("key")
+            sink.write(b"other")
+            sink.abort()
+            return sink
+
+        for end in (committed, aborted):
+            for again in (Sink.commit, Sink.path, lambda sink: sink.write(b"more")):
+                with pytest.raises(InvalidInputError), end() as sink:
+                    again(sink)
+                sink.abort()
+                assert store.get(sink.location or "key") == b"whole"
+        assert list(store.leftovers()) == []
+
+    def test_a_writer_is_written_or_lent(self, store: ObjectStore) -> None:
+        def write(sink: Sink) -> None:
+            sink.write(b"new")
+
+        def fill(sink: Sink) -> None:
+            sink.path().write_bytes(b"new")
+
+        store.put("key", b"old")
+        for first, then in ((write, fill), (fill, write), (fill, fill)):
+            with pytest.raises(InvalidInputError), store.writer("key") as sink:  # noqa: PT012
+                first(sink)
+                then(sink)
+        assert store.get("key") == b"old"
         assert list(store.leftovers()) == []
 
     def test_two_writers(self, store: ObjectStore) -> None:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import io
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import BinaryIO, ClassVar, NamedTuple, Protocol
 
 from blobstore.errors import IntegrityError
 from blobstore.streams import Buffer, WrappedReader
-from blobstore.wrappers.stream import Encoder, StreamTransformer
+from blobstore.wrappers.stream import Encoder, StreamTransformer, gather
 
 BLOCK = 1 << 16
 """Bytes of an object in each block but the last."""
@@ -203,11 +204,7 @@ class PagedReader(WrappedReader):
 
     def readall(self) -> bytes:
         """Read all that is left, page by page."""
-        pieces = []
-        while piece := self._next(self._page_size):
-            pieces.append(piece)
-            self._position += len(piece)
-        return b"".join(pieces)
+        return gather(self._rest())
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move; nothing is read."""
@@ -220,6 +217,11 @@ class PagedReader(WrappedReader):
     def tell(self) -> int:
         """Give the position."""
         return self._position
+
+    def _rest(self) -> Iterator[memoryview]:
+        while piece := self._next(self._page_size):
+            yield piece
+            self._position += len(piece)
 
     def _next(self, count: int) -> memoryview:
         if self.closed:

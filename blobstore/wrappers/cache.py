@@ -12,11 +12,14 @@ What holds, whatever the cache does and however many threads share this object:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, BinaryIO, TypeVar
 
 from blobstore.errors import (
@@ -25,6 +28,7 @@ from blobstore.errors import (
     InvalidInputError,
     InvalidKeyError,
     KeyNotFoundError,
+    StorageError,
 )
 from blobstore.keys import random_id
 from blobstore.protocols import BlobBackend, Capabilities, Leftover, ObjectStore, check_range
@@ -61,7 +65,8 @@ class CachingStore(WrapperStore):
         Compare the main store's etag at each read. Copies then lie under names made of key and
         etag, so that one of another version is never mistaken for it.
     max_bytes : int, optional
-        How much the cache may hold; what was not used for longest goes first.
+        How much the cache may hold; what was not used for longest goes first. Each process that
+        shares a cache keeps books of its own, so that for a while they may hold more together.
     max_age : float, optional
         Seconds after which a copy is not served any more.
 
@@ -273,6 +278,10 @@ class CachingStore(WrapperStore):
     def delete(self, key: str) -> None:
         """Remove an object; its copy goes first, also if the main store fails or has none."""
         with self._guard.changing(self._check(key)):
+            if self.validate:
+                # The copy may have been made by another process: this finds out its name.
+                with contextlib.suppress(*CACHE_ERRORS):
+                    self._name(key)
             self._drop(key)
             self.main_store.delete(key)
 
@@ -280,11 +289,17 @@ class CachingStore(WrapperStore):
         """Remove objects; absent ones are fine."""
         self._check_open()
         rest = iter(keys)
+        failed: StorageError | None = None
         while batch := [self._check(key) for key in itertools.islice(rest, _BATCH)]:
             with self._guard.changing(*batch):
                 for key in batch:
                     self._drop(key)
-                self.main_store.delete_many(batch)
+                try:
+                    self.main_store.delete_many(batch)
+                except StorageError as exc:
+                    failed = exc
+        if failed is not None:
+            raise failed
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object inside the main store."""
@@ -408,7 +423,7 @@ class CachingStore(WrapperStore):
                 f"validate needs etags, which {self.main_store!r} has none of: use max_age"
             )
         _check_number("max_bytes", self.max_bytes, (int,))
-        _check_number("max_age", self.max_age, (int, float))
+        _check_number("max_age", self.max_age, (int, float), timedelta.max.total_seconds())
         if self.max_bytes is not None and (not cache.list or cache.values != "bytes"):
             raise ConfigError(f"max_bytes needs a cache of bytes that lists, not {cache!r}")
         if self.max_age is not None and _tells_no_times(self.cache_store):
@@ -438,10 +453,13 @@ def _hash(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def _check_number(name: str, value: Any, kinds: tuple[type, ...]) -> None:
+def _check_number(name: str, value: Any, kinds: tuple[type, ...], limit: float = math.inf) -> None:
     wrong = isinstance(value, bool) or not isinstance(value, kinds)
-    if value is not None and (wrong or value <= 0):
-        raise ConfigError(f"{name} must be a number greater than 0, not {value!r}")
+    if value is not None and (wrong or not 0 < value < limit):
+        raise ConfigError(
+            f"{name} must be a number greater than 0 and less than {limit}, not {value!r}: "
+            "leave it out to have no limit"
+        )
 
 
 def _tells_no_times(store: ObjectStore) -> bool:

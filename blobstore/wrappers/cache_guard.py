@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import Counter
+import weakref
 from collections.abc import Iterable, Iterator
 
 from blobstore.wrappers.locks import ForkSafe, KeyLocks
@@ -14,12 +14,18 @@ LIMIT = 100_000
 
 
 class Fetch:
-    """One object on its way from the main store; `valid` until a change of it begins or ends."""
+    """One object on its way from the main store; `valid` unless it is changed at any time of that."""
 
     __slots__ = ("valid",)
 
-    def __init__(self) -> None:
-        self.valid = True
+    def __init__(self, *, valid: bool) -> None:
+        self.valid = valid
+
+
+class _Mark:
+    """Held by whoever changes a key; gone with the last of them, even if a signal ended that."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Guard(ForkSafe):
@@ -43,7 +49,7 @@ class Guard(ForkSafe):
     def renew(self) -> None:
         """Make a new lock; what other threads of the parent were changing is not changed here."""
         self._mutex = threading.Lock()
-        self._changing: Counter[str] = Counter()
+        self._changing: weakref.WeakValueDictionary[str, _Mark] = weakref.WeakValueDictionary()
 
     def __reduce__(self) -> tuple[object, ...]:
         with self._mutex:
@@ -57,8 +63,8 @@ class Guard(ForkSafe):
     @contextlib.contextmanager
     def fetching(self, key: str) -> Iterator[Fetch]:
         """Say that an object is being read from the main store."""
-        fetch = Fetch()
         with self._mutex:
+            fetch = Fetch(valid=key not in self._changing)
             self._fetches.setdefault(key, []).append(fetch)
         try:
             yield fetch
@@ -73,33 +79,25 @@ class Guard(ForkSafe):
     def changing(self, *keys: str) -> Iterator[None]:
         """Keep others from changing these keys, and spoil what is fetched before the end."""
         with self.locks.hold(*keys):
-            self._begin_or_end(keys, 1)
+            with self._mutex:
+                marks = [self._changing.setdefault(key, _Mark()) for key in keys]
+                self._spoil(keys)
             try:
                 yield
             finally:
-                self._begin_or_end(keys, -1)
+                marks.clear()  # the frame may live on, in the traceback of an error
 
     @contextlib.contextmanager
     def filling(self, key: str, fetch: Fetch) -> Iterator[bool]:
         """Give whether what was fetched may go into the cache; no change begins meanwhile."""
         with self.locks.attempt(key) as free:
-            # The lock is reentrant: a store beneath may read, while it is changed, by this thread.
-            yield free and fetch.valid and key not in self._changing
+            yield free and fetch.valid
 
-    def _begin_or_end(self, keys: Iterable[str], step: int) -> None:
-        self.spoil(keys)
-        with self._mutex:
-            for key in keys:
-                self._changing[key] += step
-                if self._changing[key] <= 0:
-                    del self._changing[key]
-
-    def spoil(self, keys: Iterable[str] | None = None) -> None:
-        """Let no fetch of these keys (of all, if none are given) that is under way reach the cache."""
-        with self._mutex:
-            for key in list(self._fetches) if keys is None else keys:
-                for fetch in self._fetches.get(key, ()):
-                    fetch.valid = False
+    def _spoil(self, keys: Iterable[str]) -> None:
+        """Let no fetch of these keys that is under way reach the cache; the mutex is held."""
+        for key in keys:
+            for fetch in self._fetches.get(key, ()):
+                fetch.valid = False
 
     # --- copies ----------------------------------------------------------------------------------
 
@@ -129,8 +127,8 @@ class Guard(ForkSafe):
     @contextlib.contextmanager
     def clearing(self) -> Iterator[None]:
         """Clear the cache during the block; what is doubted from then on stays doubted."""
-        self.spoil()
         with self._mutex:
+            self._spoil(self._fetches)
             begin = self._doubts
         yield
         with self._mutex:

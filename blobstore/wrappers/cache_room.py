@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from datetime import UTC, datetime
 
-from blobstore.errors import KeyNotFoundError
+from blobstore.errors import BlobStoreError, IntegrityError, KeyNotFoundError
 from blobstore.protocols import ObjectStore
 from blobstore.wrappers.locks import ForkSafe
 
@@ -79,7 +79,7 @@ class Room(ForkSafe):
             if self._pinned[name] <= 0:
                 del self._pinned[name]
             if size is None:
-                self._current = False
+                self._look_up(name)
             else:
                 self._enter(name, size)
 
@@ -105,6 +105,15 @@ class Room(ForkSafe):
     def _enter(self, name: str, size: int) -> None:
         self._total += size - self._sizes.pop(name, 0)
         self._sizes[name] = size
+
+    def _look_up(self, name: str) -> None:
+        """Enter what is there now; all books are only made anew if that cannot be told."""
+        try:
+            self._enter(name, self._cache.stat(name).size)
+        except KeyNotFoundError:
+            self.removed(name)
+        except (BlobStoreError, OSError):
+            self._current = False
 
     def _make_room(self, size: int, *, besides: str) -> bool:
         """Remove what was not used for longest; False if what is left cannot go."""
@@ -132,6 +141,9 @@ class Room(ForkSafe):
             try:
                 stat = self._cache.stat(name)
             except KeyNotFoundError:
+                continue
+            except IntegrityError:  # nobody can use it, so that it is the first to go
+                found.append((_NEVER, name, 0))
                 continue
             found.append((stat.modified or _NEVER, name, stat.size))
         there = {name: size for _, name, size in sorted(found)}

@@ -16,7 +16,12 @@ from blobstore.errors import BlobStoreError, IntegrityError
 from blobstore.protocols import ObjectStore
 from blobstore.streams import Buffer, WrappedReader
 from blobstore.wrappers.blocks import read_exactly
-from blobstore.wrappers.stream import Encoder, StreamTransformer, StreamTransformingStore
+from blobstore.wrappers.stream import (
+    Encoder,
+    StreamTransformer,
+    StreamTransformingStore,
+    gather,
+)
 
 _READ = 1 << 16
 """Stored bytes that are read at a time."""
@@ -156,9 +161,11 @@ class Lz4Transformer(_Compression):
                     yield piece
                 if stream.eof:
                     break
-                if not (data or piece):
-                    raise EOFError("it is cut off")
-                data = raw.read(_READ) if stream.needs_input else b""
+                data = b""  # what is needed to go on may be inside the library still
+                if stream.needs_input:
+                    data = raw.read(_READ)
+                    if not data:
+                        raise EOFError("it is cut off")
             data = stream.unused_data or raw.read(_READ)
 
 
@@ -255,6 +262,7 @@ class _PiecesReader(WrappedReader):
         self._pieces = self._transformer.pieces(self._raw)
         self._piece = memoryview(b"")
         self._position = 0
+        self._behind = 0  # a position that was asked for, and that may lie behind the end
         self._failure: Exception | None = None
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
@@ -263,24 +271,26 @@ class _PiecesReader(WrappedReader):
         return len(piece)
 
     def readall(self) -> bytes:
-        return b"".join(iter(lambda: self._next(_PIECE), b""))
+        return gather(iter(lambda: self._next(_PIECE), b""))
 
     def tell(self) -> int:
-        return self._position
+        return max(self._position, self._behind)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Read on to a position; nobody knows how far the end is before it was read."""
         if whence == io.SEEK_END:
             while self._next(_PIECE):
                 pass
-        target = offset + (0 if whence == io.SEEK_SET else self._position)
+            self._behind = 0
+        target = offset + (0 if whence == io.SEEK_SET else self.tell())
         if target < 0:
             raise ValueError(f"cannot seek to {target}: a position is not negative")
         if target < self._position:
             self._restart()
         while self._position < target and self._next(min(_PIECE, target - self._position)):
             pass
-        return self._position
+        self._behind = target
+        return target
 
     def close(self) -> None:
         self._pieces = iter(())

@@ -159,6 +159,8 @@ class EncryptingStore(StreamTransformingStore):
     ) -> None:
         if isinstance(old_keys, bytes | bytearray | memoryview | str | EncryptionKey):
             raise ConfigError("old_keys is a list of keys, not a key: put it in brackets")
+        if not isinstance(old_keys, Iterable):
+            raise ConfigError(f"old_keys is a list of keys, not {type(old_keys).__name__}")
         keys = [EncryptionKey.of(each) for each in (key, *old_keys)]
         super().__init__(store, EncryptingTransformer(keys))
 

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+import re
 import secrets
 from typing import Final
 
@@ -16,6 +17,7 @@ ID_SIZE: Final = 8
 """Bytes of a key's id."""
 
 _ID_OF = b"blobstore encryption: id of a key"
+_HEX = re.compile("[0-9a-fA-F]{32}")
 _ADVICE = "give 16, 24 or 32 bytes, or their base64; EncryptingStore.generate_key() makes some"
 
 
@@ -96,6 +98,11 @@ def _decoded(secret: object) -> bytes:
 
 def _from_base64(text: str) -> bytes:
     plain = text.strip().translate(str.maketrans("-_", "+/"))
+    if _HEX.fullmatch(plain):
+        # Base64 of another key, of 24 bytes. Of random keys, not one in 10 ** 15 looks like that.
+        raise ConfigError(
+            f"the text that was given as a key looks hexadecimal: give bytes.fromhex(it), or {_ADVICE}"
+        )
     try:
         return binascii.a2b_base64(plain + "=" * (-len(plain) % 4), strict_mode=True)
     except ValueError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -22,10 +23,24 @@ _ERRORS = (BlobStoreError, OSError)
 
 
 class _Given:
-    """Whether anything was given of an object; shared by a source and its readers."""
+    """Whether anything was given of an object; shared by a source and its readers.
+
+    Until then the lock lets one thread at a time try, so that all get the same object.
+    """
 
     def __init__(self) -> None:
         self.any = False
+        self._lock = threading.RLock()
+
+    def attempt(self, act: Callable[[], T], go_on: Callable[[], bool]) -> T:
+        """Do something, and again after `go_on` as long as that fails and nothing was given."""
+        with contextlib.nullcontext() if self.any else self._lock:
+            while True:
+                try:
+                    return act()
+                except _ERRORS:
+                    if self.any or not go_on():
+                        raise
 
 
 def fallback_reader(files: Iterator[BinaryIO], given: _Given | None = None) -> BinaryIO:
@@ -36,26 +51,24 @@ def fallback_reader(files: Iterator[BinaryIO], given: _Given | None = None) -> B
     files : iterator of BinaryIO
         Asked for the next one only when it is needed; what the first raises is raised here.
     """
-    return io.BufferedReader(_FallbackReader(files, given or _Given()), 1 << 16)
+    return io.BufferedReader(_FallbackReader(next(files), files, given or _Given()), 1 << 16)
 
 
 class _FallbackReader(io.RawIOBase):
-    def __init__(self, files: Iterator[BinaryIO], given: _Given) -> None:
-        self._files = files
+    def __init__(self, first: BinaryIO, others: Iterator[BinaryIO], given: _Given) -> None:
+        self._file = first
+        self._others = others
         self._given = given
-        self._file = next(files)
         self._position = 0
         self._size: int | None = None  # once it was told
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        chunk = self._attempt(lambda file: file.read(len(buffer)))
+        chunk = self._attempt(lambda file: self._gave(file.read(len(buffer))))
         buffer[: len(chunk)] = chunk
-        return self._gave(chunk)
+        return len(chunk)
 
     def readall(self) -> bytes:
-        chunk = self._attempt(lambda file: file.read())
-        self._gave(chunk)
-        return chunk
+        return self._attempt(lambda file: self._gave(file.read()))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._position = self._attempt(lambda file: file.seek(offset, whence))
@@ -77,31 +90,31 @@ class _FallbackReader(io.RawIOBase):
             self._file.close()
         super().close()
 
-    def _gave(self, chunk: bytes) -> int:
+    def _gave(self, chunk: bytes) -> bytes:
         self._given.any |= bool(chunk)
         self._position += len(chunk)
-        return len(chunk)
+        return chunk
 
     def _attempt(self, act: Callable[[BinaryIO], T]) -> T:
-        while True:
-            try:
-                return act(self._file)
-            except _ERRORS:
-                if self._given.any or not self._go_on():
-                    raise
+        return self._given.attempt(lambda: act(self._file), self._go_on)
 
     def _go_on(self) -> bool:
-        """Change over to the next file; False if there is none that could be the same object."""
-        with contextlib.suppress(StopIteration, *_ERRORS):
-            following = next(self._files)
-            try:
+        """Change over to the next file that could be the same object; False if there is none."""
+        with contextlib.suppress(*_ERRORS):  # the others end by saying why there are no more
+            return any(self._change_over(following) for following in self._others)
+        return False
+
+    def _change_over(self, following: BinaryIO) -> bool:
+        try:
+            with contextlib.suppress(*_ERRORS):
                 if self._size in (None, following.seek(0, io.SEEK_END)):
                     following.seek(self._position)
                     self._file, following = following, self._file
                     return True
-            finally:
+            return False
+        finally:
+            with contextlib.suppress(*_ERRORS):
                 following.close()
-        return False
 
 
 class FallbackSource(Source):
@@ -126,45 +139,45 @@ class FallbackSource(Source):
 
     def read(self) -> bytes:
         """Read all bytes."""
-        return self._gave(self._attempt(lambda source: source.read()))
+        return self._attempt(lambda source: self._gave(source.read()))
 
     def read_range(self, start: int, stop: int) -> bytes:
         """Read bytes ``[start, stop)``."""
-        return self._gave(self._attempt(lambda source: source.read_range(start, stop)))
+        return self._attempt(lambda source: self._gave(source.read_range(start, stop)))
 
     @contextlib.contextmanager
     def path(self) -> Iterator[Path]:
         """Lend a local file with these bytes."""
         with contextlib.ExitStack() as stack:
-            path = self._attempt(lambda source: stack.enter_context(source.path()))
-            self._given.any = True
-            yield path
+            yield self._attempt(lambda source: self._lent(stack.enter_context(source.path())))
 
     def close(self) -> None:
         """Close the source that is in use."""
         self._source.close()
 
     def _readers(self) -> Iterator[BinaryIO]:
-        yield self._attempt(lambda source: source.open())
-        while self._go_on():
-            yield self._source.open()
+        used: Source | None = None
+        while self._source is not used or self._go_on():
+            file = self._attempt(lambda source: source.open())
+            used = self._source
+            yield file
 
     def _gave(self, data: bytes) -> bytes:
         self._given.any |= bool(data)
         return data
 
+    def _lent(self, path: Path) -> Path:
+        self._given.any = True
+        return path
+
     def _attempt(self, act: Callable[[Source], T]) -> T:
-        while True:
-            try:
-                return act(self._source)
-            except _ERRORS:
-                if self._given.any or not self._go_on():
-                    raise
+        return self._given.attempt(lambda: act(self._source), self._go_on)
 
     def _go_on(self) -> bool:
         with contextlib.suppress(StopIteration, *_ERRORS):
             following = next(self._sources)
-            self._source.close()
-            self._source, self.size = following, following.size
+            failed, self._source, self.size = self._source, following, following.size
+            with contextlib.suppress(*_ERRORS):
+                failed.close()
             return True
         return False

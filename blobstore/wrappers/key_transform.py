@@ -159,7 +159,7 @@ class KeyTransformingStore(WrapperStore):
     def writer(self, key: str, size_hint: int | None = None) -> Sink:
         """Write an object piece by piece."""
         with self._named(key) as stored:
-            return _NamedSink(self.store.writer(stored, size_hint), key, stored)
+            return _NamedSink(self.store.writer(stored, size_hint), self.store, key, stored)
 
     def stat(self, key: str) -> ObjectStat:
         """Tell size, time and etag of an object."""
@@ -235,19 +235,22 @@ class _named:  # noqa: N801 - used like a function, in a with statement
 class _NamedSink(WrapperSink):
     """Says where the object is in the words of this store."""
 
-    def __init__(self, inner: Sink, key: str, stored: str) -> None:
+    def __init__(self, inner: Sink, store: ObjectStore, key: str, stored: str) -> None:
         super().__init__(inner)
         self.location = key
+        self._store = store
         self._key = key
         self._stored = stored
 
     def commit(self) -> None:
         with _named(self._key, self._stored):
             self._inner.commit()
-        if self._inner.location not in ("", self._stored):
+        place = self._inner.location
+        if place not in ("", self._stored):
+            self._store.delete_many([place])  # where nobody would find it
             raise NotSupportedError(
                 f"the store beneath keeps {self._key!r} at a place of its own "
-                f"({self._inner.location}), which a key transformation cannot follow",
+                f"({place}), which a key transformation cannot follow",
                 location=self._key,
             )
 

@@ -7,7 +7,12 @@ import os
 import threading
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    _Lock = threading.RLock
+    _Block = contextlib.AbstractContextManager[Any]
 
 
 class ForkSafe(ABC):
@@ -36,19 +41,10 @@ def _renew_all() -> None:
 os.register_at_fork(after_in_child=_renew_all)
 
 
-class _KeyLock:
-    """A lock, and how many want it or have it."""
-
-    __slots__ = ("lock", "users")
-
-    def __init__(self) -> None:
-        # Reentrant: a store beneath may call back into the one above, on the same key.
-        self.lock = threading.RLock()
-        self.users = 0
-
-
 class KeyLocks(ForkSafe):
     """Locks by key; they exist as long as somebody uses them.
+
+    They are reentrant: a store beneath may call back into the one above, on the same key.
 
     Examples
     --------
@@ -63,7 +59,7 @@ class KeyLocks(ForkSafe):
     def renew(self) -> None:
         """Start without any lock."""
         self._mutex = threading.Lock()
-        self._locks: dict[str, _KeyLock] = {}
+        self._locks: weakref.WeakValueDictionary[str, _Lock] = weakref.WeakValueDictionary()
 
     def __len__(self) -> int:
         return len(self._locks)
@@ -71,46 +67,32 @@ class KeyLocks(ForkSafe):
     def __reduce__(self) -> tuple[object, ...]:
         return (KeyLocks, ())
 
-    @contextlib.contextmanager
-    def hold(self, *keys: str) -> Iterator[None]:
+    def hold(self, *keys: str) -> _Block:
         """Keep others out of these keys; they are locked in order, so that nobody waits in a ring."""
-        with contextlib.ExitStack() as stack:
-            for key in sorted(set(keys)):
-                stack.enter_context(self._hold(key))
-            yield
+        # One key is locked by its lock itself: no signal can come between that and the block.
+        return self._lock(*keys) if len(keys) == 1 else self._hold_all(sorted(set(keys)))
 
     @contextlib.contextmanager
     def attempt(self, key: str) -> Iterator[bool]:
         """Lock a key unless another thread has it; gives whether this one has it now."""
-        found = self._enter(key)
-        free = False
+        lock = self._lock(key)
+        free = lock.acquire(blocking=False)
         try:
-            free = found.lock.acquire(blocking=False)
             yield free
         finally:
-            self._leave(key, found, locked=free)
+            if free:
+                lock.release()
 
     @contextlib.contextmanager
-    def _hold(self, key: str) -> Iterator[None]:
-        found = self._enter(key)
-        locked = False
-        try:
-            locked = found.lock.acquire()
+    def _hold_all(self, keys: Iterable[str]) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for key in keys:
+                stack.enter_context(self._lock(key))
             yield
-        finally:
-            self._leave(key, found, locked=locked)
 
-    def _enter(self, key: str) -> _KeyLock:
+    def _lock(self, key: str) -> _Lock:
         with self._mutex:
-            found = self._locks.setdefault(key, _KeyLock())
-            found.users += 1
-            return found
-
-    def _leave(self, key: str, found: _KeyLock, *, locked: bool) -> None:
-        if locked:
-            found.lock.release()
-        with self._mutex:
-            found.users -= 1
-            # After a fork in between, the lock of this name may be a newer one.
-            if found.users == 0 and self._locks.get(key) is found:
-                del self._locks[key]
+            lock = self._locks.get(key)
+            if lock is None:
+                lock = self._locks[key] = threading.RLock()
+            return lock

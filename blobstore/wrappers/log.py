@@ -340,16 +340,27 @@ class _Swallowing(_Raising):
 
 
 class _LoggingSink(WrapperSink):
-    """Logs what goes wrong at the end of a writer."""
+    """Logs what goes wrong with a writer."""
 
     def __init__(self, inner: Sink, store: ExceptionLoggingStore, key: str) -> None:
         super().__init__(inner)
         self._store = store
         self._key = key
 
+    def write(self, data: Buffer, /) -> int:
+        with self._logging():
+            return super().write(data)
+
+    def path(self) -> Path:
+        with self._logging():
+            return super().path()
+
     def commit(self) -> None:
-        with self._store._raising("writer", self._key):  # noqa: SLF001 - a part of it
+        with self._logging():
             super().commit()
+
+    def _logging(self) -> _Raising:
+        return self._store._raising("writer", self._key)  # noqa: SLF001 - a part of it
 
 
 def _logger(logger: object) -> AnyLogger:

@@ -32,7 +32,7 @@ from blobstore.streams import Buffer, Sink, Source, as_contiguous, copy_stream
 from blobstore.wrappers.base import require_store
 from blobstore.wrappers.fallback import FallbackSource, fallback_reader
 from blobstore.wrappers.locks import KeyLocks
-from blobstore.wrappers.mirror_children import Change, Child, Children
+from blobstore.wrappers.mirror_children import CHILD_ERRORS, Change, Child, Children
 from blobstore.wrappers.mirror_repair import Repair, RepairReport
 from blobstore.wrappers.mirror_sink import MirrorSink
 from blobstore.wrappers.mirror_trust import Trust
@@ -43,6 +43,9 @@ _BATCH = 1000
 
 class MirroringStore(ObjectStore):
     """Keeps each object in every one of several stores, and reads from the first that has it.
+
+    Threads may write the same key through one object. Two processes that do may leave different
+    values in the children, until `repair`.
 
     The order of the children counts: the first one is read from as long as it can be, decides
     `put_if_absent`, and is the one that refuses wrong keys before anything is written.
@@ -221,6 +224,7 @@ class MirroringStore(ObjectStore):
         """Write an object unless there is one: the first child decides, then the others get it.
 
         If the first child missed a change of this key, it is brought up to date before it is asked.
+        What only another child is known to have, because the first one lost it, is not replaced.
         """
         self._check(key)
         if self.capabilities.values == "bytes":
@@ -229,12 +233,19 @@ class MirroringStore(ObjectStore):
         with self._locks.hold(key):
             if not self._children.trust.believes(first.name, key):
                 Repair(self._children).mend(key, first)
-            if not first.store.put_if_absent(key, data):
+            taken = any(self._is_known_to_have(child, key) for child in others)
+            if taken or not first.store.put_if_absent(key, data):
                 return False
             change = Change(self._children, "put_if_absent", key)
             change.made(first)
             self._put(change, key, data, others)
         return True
+
+    def _is_known_to_have(self, child: Child, key: str) -> bool:
+        try:
+            return self._children.trust.believes(child.name, key) and child.store.exists(key)
+        except CHILD_ERRORS:  # that child then fails to be written to, too, and is named
+            return False
 
     def writer(self, key: str, size_hint: int | None = None) -> Sink:
         """Write an object into every child, piece by piece."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import re
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from blobstore.errors import NotSupportedError
+from blobstore.lending import LentFile, SinkTurn
 from blobstore.streams import CHUNK, Buffer, Sink, as_contiguous
 from blobstore.wrappers.locks import KeyLocks
 from blobstore.wrappers.mirror_children import CHILD_ERRORS, Change, Child, Children
@@ -34,7 +33,8 @@ class MirrorSink(Sink):
         self._locks = locks
         self._change = Change(children, "write", key)
         self._sinks: list[tuple[Child, Sink]] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._turn = SinkTurn(key)
+        self._lent: LentFile | None = None
         try:
             for child in children:
                 self._open(child, size_hint)
@@ -46,15 +46,16 @@ class MirrorSink(Sink):
     def write(self, data: Buffer, /) -> int:
         """Append bytes everywhere."""
         view = as_contiguous(data)
-        self._each(lambda sink: sink.write(view))
-        self._require_any()
+        self._turn.write()
+        self._feed(view)
         return len(view)
 
     def path(self) -> Path:
         """Lend a temporary file, which is copied into each child in the end."""
-        self._folder = tempfile.TemporaryDirectory(prefix="blobstore-")
+        self._turn.lend()
         extension = _EXTENSION.search(self.location)
-        return Path(self._folder.name, "part" + (extension[0] if extension else ""))
+        self._lent = LentFile(self.location, extension[0] if extension else "")
+        return self._lent.path
 
     def commit(self) -> None:
         """Publish in every child, one after the other.
@@ -64,8 +65,11 @@ class MirrorSink(Sink):
         MirrorError
             Some child does not have the object.
         """
-        if self._folder is not None:
-            self._copy_lent_file(Path(self._folder.name))
+        self._turn.commit()
+        if self._lent is not None:
+            with self._lent.open() as file:
+                while chunk := file.read(CHUNK):
+                    self._feed(chunk)
         with self._locks.hold(self.location):
             for child, sink in self._sinks:
                 self._change.attempt(child, lambda sink=sink: self._publish(sink))  # type: ignore[misc]
@@ -74,6 +78,7 @@ class MirrorSink(Sink):
 
     def abort(self) -> None:
         """Leave nothing behind."""
+        self._turn.abort()
         self._forget()
         while self._sinks:
             _abort(self._sinks.pop()[1])
@@ -86,24 +91,19 @@ class MirrorSink(Sink):
                 raise
             self._change.failures[child.name] = exc
 
-    def _each(self, feed: Callable[[Sink], object]) -> None:
+    def _feed(self, data: Buffer) -> None:
         for child, sink in list(self._sinks):
             try:
-                feed(sink)
+                sink.write(data)
             except CHILD_ERRORS as exc:
                 self._change.failures[child.name] = exc
                 self._sinks.remove((child, sink))
                 _abort(sink)
+        self._require_any()
 
     def _require_any(self) -> None:
         if not self._sinks:
             self._change.finish()
-
-    def _copy_lent_file(self, folder: Path) -> None:
-        (path,) = list(folder.iterdir()) or [folder / "part"]
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                self.write(chunk)
 
     def _publish(self, sink: Sink) -> None:
         sink.commit()
@@ -115,9 +115,9 @@ class MirrorSink(Sink):
             )
 
     def _forget(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._lent is not None:
+            self._lent.remove()
+            self._lent = None
 
 
 def _abort(sink: Sink) -> None:

@@ -43,7 +43,8 @@ class Trust(ForkSafe):
 
     def believes(self, name: str, key: str) -> bool:
         """Whether a child has seen the last change of a key, as far as this mirror knows."""
-        return name not in self._lost and key not in self._missed[name]
+        # In this order: when too much is missed, it is first lost, and only then forgotten.
+        return key not in self._missed[name] and name not in self._lost
 
     def missed(self, prefix: str = "") -> set[str]:
         """Keys of which some child missed a change."""

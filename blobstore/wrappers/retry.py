@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Generic, Protocol, TypeVar
 
 import tenacity
 
@@ -29,6 +29,7 @@ from blobstore.errors import (
     UnavailableError,
     from_os_error,
 )
+from blobstore.lending import LentFile, SinkTurn
 from blobstore.protocols import Leftover, ObjectStore
 from blobstore.streams import CHUNK, Buffer, Sink, Source, as_contiguous, copy_stream
 from blobstore.wrappers.base import WrapperStore
@@ -102,6 +103,9 @@ class RetryingStore(WrapperStore):
     >>> store.get("key")
     b'1'
     """
+
+    not_io: ClassVar[frozenset[str]] = frozenset({"is_passing"})
+    """Methods that its async face does not await."""
 
     def __init__(
         self,
@@ -306,14 +310,14 @@ class _SpoolingSink(Sink):
         self._store = store
         self._key = key
         self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._done = False
+        self._lent: LentFile | None = None
+        self._turn = SinkTurn(key)
         self.location = key
 
     def write(self, data: Buffer, /) -> int:
         view = as_contiguous(data)
+        self._turn.write()
         if self._spool is None:
-            self._begin()
             self._spool = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115 - closed by abort
         try:
             return self._spool.write(view)
@@ -321,14 +325,12 @@ class _SpoolingSink(Sink):
             raise from_os_error(exc, "writing a temporary file", location=self._key) from exc
 
     def path(self) -> Path:
-        self._begin()
-        try:
-            self._folder = tempfile.TemporaryDirectory(prefix="blobstore-")
-        except OSError as exc:
-            raise from_os_error(exc, "making a temporary folder", location=self._key) from exc
-        return Path(self._folder.name, "part")
+        self._turn.lend()
+        self._lent = LentFile(self._key)
+        return self._lent.path
 
     def commit(self) -> None:
+        self._turn.commit()
         with self._gathered() as file:
             self.location = self._store._change(  # noqa: SLF001 - a part of it
                 lambda _: self._publish(file), "writer", self._key
@@ -336,37 +338,16 @@ class _SpoolingSink(Sink):
         self.abort()
 
     def abort(self) -> None:
-        self._done = True
+        self._turn.abort()
         if self._spool is not None:
             self._spool.close()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._lent is not None:
+            self._lent.remove()
 
-    def _begin(self) -> None:
-        if self._done or self._spool is not None or self._folder is not None:
-            raise InvalidInputError(
-                f"the writer of {self._key!r} is used twice: either write, or ask for its path "
-                "once, and neither after its end",
-                location=self._key,
-            )
-
-    @contextlib.contextmanager
-    def _gathered(self) -> Iterator[Any]:
-        if self._done:
-            self._begin()
-        if self._folder is None:
-            yield self._spool or io.BytesIO()
-            return
-        try:
-            file = Path(self._folder.name, "part").open("rb")  # noqa: SIM115 - closed below
-        except OSError as exc:
-            raise InvalidInputError(
-                f"nothing was written to the path that was lent for {self._key!r}",
-                location=self._key,
-            ) from exc
-        with file:
-            yield file
+    def _gathered(self) -> contextlib.AbstractContextManager[Any]:
+        if self._lent is not None:
+            return self._lent.open()
+        return contextlib.nullcontext(self._spool or io.BytesIO())
 
     def _publish(self, file: BinaryIO) -> str:
         size = file.seek(0, io.SEEK_END)
@@ -413,6 +394,7 @@ class _Held(Generic[H]):
         self._lock = threading.Lock()
         self._open: H | None = None
         self._failed: list[H] = []
+        self._closed = False
         self._checks = part_of is None
         if part_of is None:
             self._stat = store._retry(self._begin, "open", key)  # noqa: SLF001 - a part of it
@@ -432,6 +414,7 @@ class _Held(Generic[H]):
     def close(self) -> None:
         """Close it."""
         with self._lock:
+            self._closed = True
             held, self._open = self._open, None
             failed, self._failed = self._failed, []
         for each in failed:
@@ -458,6 +441,8 @@ class _Held(Generic[H]):
 
     def _current(self) -> H:
         with self._lock:
+            if self._closed:
+                raise ClosedError(f"what was opened of {self.key!r} was closed: open it again")
             if self._open is None:
                 self._open = self._reopen()
             return self._open

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from blobstore.entry import ObjectStat
 from blobstore.errors import (
@@ -66,6 +66,9 @@ class RegexRoutingStore(ObjectStore):
     >>> list(images.keys()), list(store.store.keys()), sorted(store.keys())
     (['a.png'], ['x/notes'], ['a.png', 'notes'])
     """
+
+    not_io: ClassVar[frozenset[str]] = frozenset({"add_route"})
+    """Methods that its async face does not await."""
 
     def __init__(
         self,

@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol
 
 from blobstore.entry import ObjectStat
-from blobstore.errors import InvalidInputError, NotSupportedError, from_os_error
+from blobstore.errors import NotSupportedError, from_os_error
+from blobstore.lending import LentFile, SinkTurn
 from blobstore.protocols import Capabilities, ObjectStore, check_range
 from blobstore.streams import (
     CHUNK,
@@ -30,6 +32,9 @@ from blobstore.wrappers.base import WrapperSink, WrapperStore, require_bytes
 
 IN_MEMORY = 8 << 20
 """Bytes of an object that are spooled in memory, before they go to a temporary file."""
+
+IN_PIECES = 32 << 20
+"""Bytes that are gathered in pieces, which is fast, before they are gathered in place."""
 
 _FAR = 1 << 62
 """Behind the end of anything, and still a position that every file takes."""
@@ -90,10 +95,7 @@ class StreamTransformer(ABC):
     def encode(self, data: Buffer, key: str) -> bytes:
         """Turn a whole object into what is stored."""
         view = memoryview(as_contiguous(data))
-        encoder = self.encoder(key)
-        pieces = [encoder.update(view[at : at + CHUNK]) for at in range(0, len(view), CHUNK)]
-        pieces.append(encoder.finish())
-        return b"".join(pieces)
+        return gather(_encoded(self.encoder(key), view))
 
     def decode(self, data: bytes, key: str) -> bytes:
         """Turn what is stored into the object."""
@@ -169,7 +171,7 @@ class StreamTransformingStore(WrapperStore):
             raise
         if self.transformer.keyed:
             inner = _KeptPlaceSink(inner, self.store, key)
-        return _EncodingSink(inner, encoder)
+        return _EncodingSink(inner, encoder, key)
 
     def stat(self, key: str) -> ObjectStat:
         """Tell size, time and etag; where the stored size does not tell, the object is opened."""
@@ -208,36 +210,66 @@ class StreamTransformingStore(WrapperStore):
 def read_slice(reader: BinaryIO, start: int, stop: int) -> bytes:
     """Read bytes ``[start, stop)`` of an open file, clipped at its end."""
     reader.seek(min(start, _FAR))
-    chunks = []
-    left = stop - start
+    return gather(_chunks(reader, stop - start))
+
+
+def _encoded(encoder: Encoder, view: memoryview) -> Iterator[bytes]:
+    for at in range(0, len(view), CHUNK):
+        yield encoder.update(view[at : at + CHUNK])
+    yield encoder.finish()
+
+
+def _chunks(reader: BinaryIO, left: int) -> Iterator[bytes]:
     while left > 0 and (chunk := reader.read(min(left, CHUNK))):
-        chunks.append(chunk)
+        yield chunk
         left -= len(chunk)
-    return b"".join(chunks)
+
+
+def gather(pieces: Iterable[bytes | memoryview]) -> bytes:
+    """Put pieces together; of a large object no more than 32 MiB are held twice meanwhile."""
+    held = []
+    size = 0
+    rest = iter(pieces)
+    for piece in rest:
+        held.append(piece)
+        size += len(piece)
+        if size > IN_PIECES:
+            whole = io.BytesIO()
+            whole.writelines(held)
+            held.clear()
+            whole.writelines(rest)
+            return whole.getvalue()
+    return b"".join(held)
 
 
 class _EncodingSink(Sink):
     """Encodes on the way into another sink; a lent path is encoded at the end."""
 
-    def __init__(self, inner: Sink, encoder: Encoder) -> None:
+    def __init__(self, inner: Sink, encoder: Encoder, key: str) -> None:
         self._inner = inner
         self._encoder = encoder
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._key = key
+        self._lent: LentFile | None = None
+        self._turn = SinkTurn(key)
         self.location = inner.location
 
     def write(self, data: Buffer, /) -> int:
         view = as_contiguous(data)
-        if ready := self._encoder.update(view):
-            self._inner.write(ready)
+        self._turn.write()
+        self._encode(view)
         return len(view)
 
     def path(self) -> Path:
-        self._folder = tempfile.TemporaryDirectory(prefix="blobstore-")
-        return Path(self._folder.name, "part")
+        self._turn.lend()
+        self._lent = LentFile(self._key)
+        return self._lent.path
 
     def commit(self) -> None:
-        if self._folder is not None:
-            self._encode_lent(Path(self._folder.name, "part"))
+        self._turn.commit()
+        if self._lent is not None:
+            with self._lent.open() as file:
+                while chunk := file.read(CHUNK):
+                    self._encode(chunk)
         if ready := self._encoder.finish():
             self._inner.write(ready)
         self._inner.commit()
@@ -245,25 +277,19 @@ class _EncodingSink(Sink):
         self._forget()
 
     def abort(self) -> None:
+        self._turn.abort()
         self._forget()
         self._inner.abort()
 
-    def _encode_lent(self, path: Path) -> None:
-        try:
-            with path.open("rb") as file:
-                copy_stream(file, self)
-        except FileNotFoundError as exc:
-            raise InvalidInputError(
-                f"nothing was written to the path that was lent for {self.location!r}",
-                location=self.location,
-            ) from exc
-        except OSError as exc:
-            raise from_os_error(exc, f"reading {path}", location=self.location) from exc
+    def _encode(self, view: bytes | memoryview) -> None:
+        for at in range(0, len(view), CHUNK):
+            if ready := self._encoder.update(view[at : at + CHUNK]):
+                self._inner.write(ready)
 
     def _forget(self) -> None:
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        if self._lent is not None:
+            self._lent.remove()
+            self._lent = None
 
 
 class _KeptPlaceSink(WrapperSink):
@@ -279,7 +305,7 @@ class _KeptPlaceSink(WrapperSink):
         self._inner.commit()
         place = self._inner.location
         if place not in ("", self._key):
-            self._store.delete(place)
+            self._store.delete_many([place])
             raise NotSupportedError(
                 f"the store beneath keeps {self._key!r} at a place of its own ({place}), where "
                 "it could not be read again, as what is stored depends on the key",

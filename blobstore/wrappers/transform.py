@@ -154,7 +154,7 @@ class TransformingStore(WrapperStore):
                 inner.write(self._stored(data))
             return inner.location
 
-        return _GatheringSink(inner, publish)
+        return _GatheringSink(inner, publish, key)
 
     def stat(self, key: str) -> ObjectStat:
         """Tell size, time and etag; the size is that of the bytes, or of what is stored of others."""
@@ -195,8 +195,8 @@ class TransformingStore(WrapperStore):
 class _GatheringSink(MemorySink):
     """A `MemorySink` that lets go of the sink it ends in, too."""
 
-    def __init__(self, inner: Sink, publish: Callable[[bytes], str]) -> None:
-        super().__init__(publish)
+    def __init__(self, inner: Sink, publish: Callable[[bytes], str], key: str) -> None:
+        super().__init__(publish, key)
         self._inner = inner
 
     def write(self, data: Buffer, /) -> int:

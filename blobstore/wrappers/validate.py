@@ -160,7 +160,7 @@ def compiled(pattern: str | re.Pattern[str]) -> re.Pattern[str]:
 
 def _check_url(key: str) -> None:
     # The parser takes off blanks and line ends before it looks at the rest.
-    if any(character <= " " or character == "\x7f" for character in key):
+    if any(each.isspace() or each < " " or each == "\x7f" for each in key):
         raise ValueError("an address has no blanks and no control characters")
     parts = urllib.parse.urlsplit(key)
     if parts.scheme not in _SCHEMES:

@@ -1306,8 +1306,8 @@ async def test_a_native_store_that_is_given_twice_is_one_store():
     async with AsyncMirroringStore([to_sync(Native()), native]) as store:
         assert len(store._bridges) == 2
     async with AsyncRegexRoutingStore(native) as store:
-        await store.add_route("a.*", native)
-        await store.add_route("b.*", other := Native())
+        store.add_route("a.*", native)
+        store.add_route("b.*", other := Native())
         await store.put("a", b"1")
         await store.put("b", b"2")
         assert await listed(store) == ["a", "b"]

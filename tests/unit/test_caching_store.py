@@ -29,14 +29,17 @@ from blobstore.errors import (
     InvalidInputError,
     KeyNotFoundError,
     NotSupportedError,
+    OutOfSpaceError,
     StorageError,
     UnavailableError,
 )
 from blobstore.protocols import BlobBackend, Capabilities, Leftover
 from blobstore.testing.faults import OPERATIONS, FaultyStore
 from blobstore.testing.object_store import in_fork, peak_memory
+from blobstore.wrappers import cache as cache_module
 from blobstore.wrappers import cache_copies, cache_guard, cache_room
 from blobstore.wrappers.cache import CachingStore
+from blobstore.wrappers.compress import GzipStore
 
 MODES = {"plain": {}, "validate": {"validate": True}, "bounded": {"max_bytes": 1000}}
 
@@ -105,6 +108,9 @@ class Text(DictStore):
         (DictStore(), DictStore(), {"max_bytes": 1.5}, "max_bytes"),
         (DictStore(), DictStore(), {"max_age": -1}, "max_age"),
         (DictStore(), DictStore(), {"max_age": "1"}, "max_age"),
+        (DictStore(), DictStore(), {"max_age": float("inf")}, "max_age"),
+        (DictStore(), DictStore(), {"max_age": float("nan")}, "max_age"),
+        (DictStore(), DictStore(), {"max_age": 1e15}, "max_age"),
     ],
 )
 def test_what_cannot_work_is_refused(main, cache, options, match):
@@ -291,6 +297,33 @@ def test_delete_of_what_the_main_store_has_not_clears_the_copy(plain):
     with pytest.raises(KeyNotFoundError):
         store.delete("key")
     assert not cache.store.exists("key")
+
+
+def test_delete_clears_a_copy_that_another_process_made(tmp_path):
+    def open_it():
+        main, cache = (FilesystemStore(tmp_path / name) for name in ("main", "cache"))
+        return CachingStore(main, cache, validate=True)
+
+    with open_it() as before:
+        before.put("key", b"secret")
+        assert before.get("key") == b"secret"
+        assert len(list(before.cache_store.keys())) == 1
+    with open_it() as after:
+        after.delete("key")
+        assert list(after.cache_store.keys()) == []
+        with pytest.raises(KeyNotFoundError):
+            after.delete("key")
+
+
+def test_one_object_that_cannot_be_deleted_does_not_keep_others(monkeypatch, plain):
+    monkeypatch.setattr(cache_module, "_BATCH", 2)
+    store, main, _ = plain
+    for number in range(5):
+        store.put(str(number), b"1")
+    main.fail("delete_many", times=1)
+    with pytest.raises(UnavailableError):
+        store.delete_many(map(str, range(5)))
+    assert sorted(store.keys()) == ["0", "1"]
 
 
 def test_a_copy_that_could_not_be_removed_is_removed_later(plain):
@@ -654,6 +687,16 @@ def test_the_books_are_made_from_what_is_there():
     assert sorted(cache.keys()) == ["k2", "k3", "k4", "new"]
 
 
+def test_a_copy_that_is_no_copy_is_the_first_to_go():
+    cache = GzipStore(DictStore())
+    cache.store.put("README", b"not of ours")
+    with CachingStore(DictStore(), cache, max_bytes=10) as store:
+        store.put("a", b"1" * 6)
+        assert sorted(cache.keys()) == ["README", "a"]
+        store.put("b", b"1" * 6)
+        assert sorted(cache.keys()) == ["b"]
+
+
 def test_books_that_do_not_fit_are_made_again():
     store, _, cache = make(max_bytes=30)
     store.put("a", bytes(10))
@@ -695,6 +738,28 @@ def test_a_bounded_cache_that_fails_holds_no_more_than_it_may(operation):
     assert total(cache.store) <= 25
 
 
+@pytest.mark.parametrize("after", [False, True])
+def test_a_fill_that_fails_does_not_cost_a_listing(after):
+    store, main, cache = make(max_bytes=100)
+    with store:
+        store.put("warm", b"1")
+        cache.calls.clear()
+        cache.fail("put", OutOfSpaceError("full"), after=after)
+        for name in "abc":
+            main.put(name, b"123")
+            assert store.get(name) == b"123"
+        assert cache.calls["keys"] == 0
+        assert store._copies._room.total == 1 + 9 * after
+        cache.fail("stat")
+        main.put("d", b"123")
+        store.get("d")
+        cache.heal()
+        main.put("e", b"123")
+        store.get("e")
+        assert cache.calls["keys"] == 1  # nobody could tell what there is of "d"
+        assert store._copies._room.total == 4 + 12 * after
+
+
 def test_fills_at_the_same_time_make_room_for_each_other():
     store, _main, cache = make(max_bytes=20)
     stall = cache.stall("put", key="a")
@@ -720,7 +785,7 @@ def test_a_copy_counts_as_large_as_it_may_be_while_it_is_written():
     assert room.reserve("y", 12)
     room.settle("y", None)  # nothing came of it
     assert room.reserve("z", 1)
-    assert room.total == 11
+    assert room.total == 6
 
 
 def test_a_copy_that_is_too_old_is_fetched_again(monkeypatch):
@@ -839,6 +904,17 @@ def test_a_store_beneath_that_reads_while_it_is_changed_fills_nothing(plain):
     assert not cache.store.exists("key")
     with pytest.raises(KeyNotFoundError):
         store.get("key")
+
+
+def test_what_is_fetched_during_a_change_never_counts(plain):
+    guard = plain[0]._guard
+    with guard.fetching("key") as before, guard.changing("key"):
+        with guard.fetching("key") as during, guard.changing("key"):
+            pass
+        with guard.fetching("key") as later:
+            assert (before.valid, during.valid, later.valid) == (False, False, False)
+    with guard.fetching("key") as after, guard.fetching("other") as other:
+        assert (after.valid, other.valid) == (True, True)
 
 
 def test_a_fork_while_another_thread_writes(tmp_path):

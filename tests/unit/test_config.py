@@ -808,7 +808,8 @@ def test_any_text_is_a_template_or_an_error(text):
         ("stores: [a]\nmain: a", ["stores", "a list"]),
         ("stores: {a: {type: DictStore}}\nmain: b", ["main", "'b'", "known are 'a'"]),
         ("stores: {memory: {type: DictStore}}\nmain: memroy", ["did you mean 'memory'?"]),
-        ("stores: {a: {type: DictStore}}\nmain: [a]", ["main", "['a']"]),
+        ("stores: {a: {type: DictStore}}\nmain: [a]", ["main", "a list"]),
+        ("stores: {a: {type: ''}}\nmain: a", ["store 'a', type", "missing"]),
         ("stores: {1: {type: DictStore}}\nmain: 1", ["stores", "1", "quotes"]),
         ("stores: {on: {type: DictStore}}\nmain: on", ["True", "quotes"]),
         ("stores: {'': {type: DictStore}}\nmain: ''", ["stores", "''"]),
@@ -860,6 +861,14 @@ def test_files_that_do_not_describe_stores(write, text, words):
         ("{a: b}: c", ["line 1", "text"]),
         ("[a]: c", ["line 1", "text"]),
         ("a: 2024-02-31", ["line 1", "timestamp"]),
+        ("a: !!timestamp b", ["line 1", "timestamp"]),
+        ("a: !!bool b", ["line 1", "bool"]),
+        ("a: !!int ''", ["line 1", "int"]),
+        ("a: !!seq b", ["line 1", "seq"]),
+        ("? !!map a\n: b", ["line 1", "map"]),
+        ("? !!set a\n: b", ["line 1", "set"]),
+        ("main: 0x" + "f" * 6000, ["line 1", "int"]),
+        ("? 0x" + "f" * 6000 + "\n: b", ["line 1", "int"]),
         ("\n\na: &a [*a]", ["nested"]),
         ("[" * 5000, ["nested"]),
         ("a: &a {b: 1}\nc: {<<: 5}", ["line 2", "<<"]),
@@ -880,6 +889,13 @@ def test_bytes_that_are_no_text(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"stores: \xff\xfe\xfa")
     with pytest.raises(ConfigError, match=r"x\.yaml.*YAML"):
         StoreFactory(tmp_path / "x.yaml")
+
+
+def test_what_is_described_in_place_of_a_name_is_not_shown(write):
+    path = write("stores: {a: {type: DictStore}}\nmain: {type: X, config: {key: hunter22}}")
+    with pytest.raises(ConfigError, match=r"main: .*a mapping") as caught:
+        StoreFactory(path)
+    assert "hunter22" not in str(caught.value)
 
 
 @pytest.mark.parametrize("merge", [False, True])
@@ -1280,6 +1296,9 @@ def test_errors_of_modules_pass_unmasked(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="blobstore_test_not_there"):
         build({"a": {"type": "blobstore_test_broken.X"}}, allow_import=True)
+    (tmp_path / "blobstore_test_refusing.py").write_text("raise ValueError('not today')")
+    with pytest.raises(ValueError, match=r"^not today$"):
+        build({"a": {"type": "blobstore_test_refusing.X"}}, allow_import=True)
 
 
 @pytest.mark.parametrize("wrong", [None, 5, [5], ("",), "", b"x", {"a": 1}])

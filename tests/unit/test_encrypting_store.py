@@ -79,6 +79,19 @@ def test_old_keys_are_a_list(beneath, keys):
         EncryptingStore(beneath, NEW, old_keys=keys)
 
 
+@pytest.mark.parametrize("keys", [None, 5])
+def test_old_keys_that_are_no_list(beneath, keys):
+    with pytest.raises(ConfigError, match="a list of keys"):
+        EncryptingStore(beneath, NEW, old_keys=keys)
+
+
+@pytest.mark.parametrize("text", [OLD[:16].hex(), OLD[:16].hex().upper() + "\n"])
+def test_hexadecimal_is_not_taken_for_base64(text):
+    with pytest.raises(ConfigError, match="hexadecimal") as caught:
+        EncryptionKey(text)
+    assert text[:8] not in str(caught.value)
+
+
 def test_an_almost_right_key_is_not_repeated():
     wrong = base64.b64encode(OLD).decode()[:-3] + "*!?"
     with pytest.raises(ConfigError) as caught:

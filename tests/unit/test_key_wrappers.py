@@ -23,6 +23,7 @@ from blobstore.errors import (
     UnavailableError,
 )
 from blobstore.protocols import BlobBackend, Capabilities, Leftover
+from blobstore.streams import MemorySink
 from blobstore.wrappers.base import WrapperSink, WrapperStore
 from blobstore.wrappers.key_transform import KeyTransformer, KeyTransformingStore
 from blobstore.wrappers.prefix import (
@@ -340,6 +341,21 @@ def test_a_store_with_places_of_its_own_cannot_be_followed(make):
             store.keys()
 
 
+def test_what_cannot_be_followed_is_not_left_behind():
+    class MovingStore(DictStore):
+        def writer(self, key, size_hint=None):
+            def publish(data):
+                self.put(f"at/{key}", data)
+                return f"at/{key}"
+
+            return MemorySink(publish)
+
+    with PrefixStore(MovingStore(), "p-") as store:
+        with pytest.raises(NotSupportedError, match="at/p-k"), store.writer("k") as sink:
+            sink.write(b"1")
+        assert list(store.store.keys()) == []
+
+
 def test_blobs_by_id_can_be_prefixed(tmp_path):
     with PrefixStore(FilesystemBlobBackend(tmp_path), "run-1.") as store:
         with store.writer("abc.b2nd") as sink:
@@ -428,7 +444,8 @@ def test_addresses(url):
     "url",
     ["http:", "http://", "http:///path", "https:host", "ftp://host/x", "//host/x", "host", "", "javascript:1",
      "http://[::1", "http://host:port/", "http://host:99999/", " http://host", "http://host/a b", "http://ho\nst",
-     "http://@/", "http://:80/", "http://host\x7f"],
+     "http://@/", "http://:80/", "http://host\x7f",
+     "http://\u00a0/", "http://host\u2028/", "http://host/\x00"],
 )  # fmt: skip
 def test_what_is_no_address(url):
     with UrlValidatingStore(DictStore()) as store, pytest.raises(RejectedKeyError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import os
 import pickle
 import shutil
@@ -30,9 +32,12 @@ from blobstore.errors import (
     UnavailableError,
 )
 from blobstore.protocols import Capabilities, Leftover, ObjectStore
+from blobstore.streams import BytesSource
 from blobstore.testing.faults import FaultyStore
 from blobstore.testing.object_store import in_fork, peak_memory
-from blobstore.wrappers import mirror_trust
+from blobstore.wrappers import fallback, mirror_trust
+from blobstore.wrappers.fallback import FallbackSource
+from blobstore.wrappers.locks import KeyLocks
 from blobstore.wrappers.mirror import FanoutStore, MirroringStore
 
 DAY = datetime(2020, 1, 1, tzinfo=UTC)
@@ -420,6 +425,23 @@ def test_the_first_child_decides_who_was_first(pair):
     assert caught.value.succeeded == ("near",)
 
 
+def test_what_only_another_child_has_is_not_replaced(pair):
+    store, near, far = pair
+    far.store.put("key", b"the last copy")
+    assert store.put_if_absent("key", b"mine") is False
+    assert far.store.get("key") == b"the last copy"
+    assert not near.store.exists("key")
+
+    store.put("gone", b"1")
+    far.fail("delete")
+    with pytest.raises(MirrorError):
+        store.delete("gone")
+    assert store.put_if_absent("gone", b"mine") is True  # what a child only failed to delete
+
+    far.fail("exists")
+    assert store.put_if_absent("new", b"mine") is True  # it cannot say: the first one decides
+
+
 def test_a_first_child_that_missed_something_is_mended_before_it_decides(pair):
     store, near, far = pair
     near.fail("put")
@@ -481,6 +503,24 @@ def test_a_writer_that_no_child_takes(pair, operation):
     near.heal()
     far.heal()
     assert not store.exists("key")
+
+
+def test_a_lent_path_that_was_not_used_is_a_wrong_use(pair):
+    store, near, far = pair
+    with pytest.raises(InvalidInputError, match="nothing was written"), store.writer("k") as sink:
+        sink.path()
+    assert not near.store.exists("k")
+    assert not far.store.exists("k")
+
+
+def test_only_the_lent_path_is_published(pair):
+    store, _, far = pair
+    with store.writer("key.db") as sink:
+        path = sink.path()
+        path.write_bytes(b"1")
+        path.with_suffix(".db-journal").write_bytes(b"2")
+    assert (store.get("key.db"), far.store.get("key.db")) == (b"1", b"1")
+    assert not path.parent.exists()
 
 
 def test_an_aborted_writer_leaves_nothing(tmp_path):
@@ -646,6 +686,111 @@ def test_reading_ends_with_the_error_of_the_child_that_was_read(pair):
         source.read()
 
 
+class LateStore(DictStore):
+    """Finds out only while it is read that it cannot give an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened = 0
+
+    def open(self, key):
+        self.opened += 1
+        return LateFile(super().open(key).read())
+
+    def source(self, key):
+        return LateSource(super().get(key))
+
+
+class LateFile(io.BytesIO):
+    def read(self, size=-1):
+        raise UnavailableError("down")
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        raise UnavailableError("down")
+
+    def close(self):
+        super().close()
+        raise UnavailableError("down")
+
+
+class LateSource(BytesSource):
+    def read(self):
+        raise UnavailableError("down")
+
+    def open(self):
+        if self.size > 5:
+            raise UnavailableError("down")
+        return LateFile()
+
+    def close(self):
+        raise UnavailableError("down")
+
+
+@pytest.mark.parametrize("value", [b"value", b"longer value"])
+@pytest.mark.parametrize("way", ["open", "source", "source.open"])
+def test_reading_goes_on_to_the_last_child(way, value):
+    store = MirroringStore([LateStore(), LateStore(), LateStore(), DictStore()])
+    store.put("key", value)
+    if way == "open":
+        with store.open("key") as file:
+            assert file.read() == value
+        return
+    with store.source("key") as source:
+        if way == "source":
+            assert source.read() == value
+        else:
+            with source.open() as file:
+                assert file.read() == value
+
+
+def test_what_has_another_size_is_passed_over():
+    children = [FaultyStore(DictStore()) for _ in range(3)]
+    store = MirroringStore(children)
+    store.put("key", b"value")
+    children[1].store.put("key", b"longer value")
+    with store.open("key") as file:
+        assert file.seek(0, os.SEEK_END) == 5
+        file.seek(0)
+        children[0].fail("read")
+        assert file.read() == b"value"
+
+
+def test_each_reader_of_a_source_falls_over(pair):
+    store, near, _ = pair
+    store.put("key", b"")
+    near.fail("read")
+    with store.source("key") as source, source.open() as one, source.open() as other:
+        assert (one.read(), other.read()) == (b"", b"")
+
+
+def test_threads_that_share_a_source_fall_over_together():
+    results = []
+    near = LateSource(b"value")
+
+    def sources():
+        yield near
+        thread.start()
+        thread.join(0.1)  # it has to wait for this one
+        yield BytesSource(b"value")
+        raise AssertionError("there is no need for a third one")
+
+    found = FallbackSource(sources())
+    thread = threading.Thread(target=lambda: results.append(found.read()))
+    assert found.read() == b"value"
+    thread.join()
+    assert results == [b"value"]
+
+
+def test_an_absent_object_cannot_be_opened_and_leaves_nothing_behind(pair, monkeypatch):
+    store, _, _ = pair
+    closed = []
+    monkeypatch.setattr(fallback._FallbackReader, "close", lambda self: closed.append(self))
+    with pytest.raises(KeyNotFoundError):
+        store.open("key")
+    gc.collect()
+    assert closed == []
+
+
 def test_local_path_of_the_first_that_has_it(tmp_path):
     near, far = (FaultyStore(FilesystemStore(tmp_path / name)) for name in "nf")
     store = MirroringStore([near, far])
@@ -733,6 +878,23 @@ def test_a_child_that_missed_too_much_is_believed_for_nothing(monkeypatch, pair)
     assert store.repair().complete
     near.fail("get")
     assert [store.get(key) for key in ("other", "k0", "k3")] == [b"1"] * 3
+
+
+def test_a_child_is_not_believed_at_the_moment_when_it_missed_too_much(monkeypatch):
+    monkeypatch.setattr(mirror_trust, "LIMIT", 1)
+    trust = mirror_trust.Trust(["near"])
+    trust.missing(["near"], "key")
+
+    class Lost(frozenset):
+        def __contains__(self, name):
+            # Just now another thread misses one key too many.
+            answer = super().__contains__(name)
+            if trust._lost is self:
+                trust.missing(["near"], "other")
+            return answer
+
+    trust._lost = Lost()
+    assert trust.believes("near", "key") is False
 
 
 def test_what_is_missed_during_a_repair_still_counts(monkeypatch, pair):
@@ -1031,6 +1193,24 @@ def test_what_was_missed_is_known_to_a_pickled_copy_and_in_a_fork(tmp_path):
     in_fork(child)
     with pickle.loads(pickle.dumps(store)) as copy, pytest.raises(KeyNotFoundError):
         copy.get("key")
+
+
+def test_a_lock_that_was_abandoned_is_open_again():
+    locks = KeyLocks()
+
+    def abandon():
+        holder = locks.hold("key")
+        holder.__enter__()
+        with locks._mutex:  # a collection of garbage may come at any time
+            del holder
+
+    thread = threading.Thread(target=abandon, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    with locks.attempt("key") as free:
+        assert free
+    assert len(locks) == 0
 
 
 def test_a_fork_finds_the_locks_of_other_threads_open(tmp_path):

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import zipfile
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from hypothesis import given
@@ -227,6 +228,10 @@ def test_relative_urls(tmp_path, monkeypatch):
         assert store.root_path == tmp_path / "beside"
     with open_store("file:///./x") as store:
         assert store.root_path == tmp_path / "below/x"
+    with open_store("file:///.") as store:
+        assert store.root_path == tmp_path / "below"
+    with open_store("file:///..") as store:
+        assert store.root_path == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -289,6 +294,9 @@ def test_errors_do_not_show_passwords():
     error = refused("fiel://user:hunter22@host/path?token=hunter23", "fiel://host/path")
     assert "hunter" not in str(error)
     assert "hunter" not in str(refused("fiel://user:hunter22@[x/path", "fiel://..."))
+    error = refused("fiel://user:hunter22@h\u2100/path", "fiel://...", "no URL")
+    assert "hunter" not in str(error)
+    assert error.__cause__ is None
 
 
 class Typed(DictStore):
@@ -325,6 +333,20 @@ def test_urls_of_registered_classes():
     error = refused("tape://u:hunter22@reel/7", "tape://reel/7", "the URL with bad=1", bad=1)
     assert "hunter22" not in str(error)
     refused("tape://reel", "tape://reel", "colour", colour="red")
+
+
+def test_errors_of_registered_classes_do_not_show_passwords():
+    class Telling(DictStore):
+        @classmethod
+        def from_url(cls, url):
+            parts = urlsplit(url)
+            raise ValueError(f"{parts.netloc}, {parts.query}, {parse_qs(parts.query)}")
+
+    register_store(Telling, name="telling")
+    url = "telling://u:hunter%4022@reel/7?token=hunter%4023"
+    error = refused(url, "telling://reel/7'): u:", "@reel", "?token")
+    assert "hunter" not in str(error)
+    assert error.__cause__ is None
 
 
 def test_urls_of_classes_that_know_none():

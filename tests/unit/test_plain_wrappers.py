@@ -18,10 +18,13 @@ from blobstore.errors import (
     InvalidKeyError,
     KeyNotFoundError,
     NotSupportedError,
+    OutOfSpaceError,
     PermissionDeniedError,
     UnavailableError,
 )
 from blobstore.protocols import Capabilities, ObjectStore
+from blobstore.streams import MemorySink
+from blobstore.testing.faults import FaultyStore
 from blobstore.wrappers.access import ReadonlyStore, WriteonlyStore
 from blobstore.wrappers.base import IdentityStore, WrapperSink, WrapperStore
 from blobstore.wrappers.log import ExceptionLoggingStore, LoggingStore
@@ -558,6 +561,30 @@ def test_the_end_of_a_writer_is_logged(caplog):
     with pytest.raises(UnavailableError), store.writer("key") as sink:
         sink.write(b"1")
         store.store.error = UnavailableError("full")
+    assert [r.getMessage() for r in caplog.records] == ["failed to writer key: full"]
+
+
+def test_a_piece_that_cannot_be_written_is_logged(caplog):
+    beneath = FaultyStore(DictStore())
+    beneath.fail("write", OutOfSpaceError("full"))
+    with (
+        pytest.raises(OutOfSpaceError),
+        ExceptionLoggingStore(beneath).writer("key") as sink,
+    ):
+        sink.write(b"1")
+    assert [r.getMessage() for r in caplog.records] == ["failed to writer key: full"]
+
+
+def test_a_path_that_cannot_be_lent_is_logged(caplog, monkeypatch):
+    def full(self):
+        raise OutOfSpaceError("full")
+
+    monkeypatch.setattr(MemorySink, "path", full)
+    with (
+        pytest.raises(OutOfSpaceError),
+        ExceptionLoggingStore(DictStore()).writer("key") as sink,
+    ):
+        sink.path()
     assert [r.getMessage() for r in caplog.records] == ["failed to writer key: full"]
 
 

@@ -770,6 +770,15 @@ def test_a_source_shared_by_threads(flaky, store):
         assert found == [DATA[n : n + 1000] for n in range(6)]
 
 
+def test_a_closed_source_is_not_opened_again(flaky, store):
+    store.put("key", b"value")
+    source = store.source("key")
+    source.close()
+    for read in (source.read, source.open, lambda: source.read_range(0, 1)):
+        with pytest.raises(ClosedError, match="closed"):
+            read()
+
+
 def test_files_keep_their_own_path(tmp_path):
     with RetryingStore(FilesystemStore(tmp_path)) as store:
         store.put("key", DATA)

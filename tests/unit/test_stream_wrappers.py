@@ -29,6 +29,7 @@ from blobstore.errors import (
 )
 from blobstore.streams import MemorySink
 from blobstore.testing.object_store import peak_memory
+from blobstore.wrappers import stream
 from blobstore.wrappers.base64 import Base64Store
 from blobstore.wrappers.blocks import BLOCK, BlockEncoder, Layout
 from blobstore.wrappers.checksum import ChecksumStore
@@ -693,6 +694,127 @@ def test_readers_close_what_is_beneath(name, tmp_path):
             file.read(1)
 
 
+# --- sinks that are misused ----------------------------------------------------------------------
+
+
+def _commit_again(sink):
+    sink.write(b"new")
+    sink.commit()
+    sink.commit()
+
+
+def _write_behind_the_end(sink):
+    sink.write(b"new")
+    sink.commit()
+    sink.write(b"more")
+    sink.commit()
+
+
+def _abort_first(sink):
+    sink.write(b"new")
+    sink.abort()
+    sink.commit()
+
+
+def _write_then_ask_for_a_path(sink):
+    sink.write(b"new")
+    sink.path().write_bytes(b"more")
+    sink.commit()
+
+
+def _write_beside_a_path(sink):
+    sink.path().write_bytes(b"new")
+    sink.write(b"more")
+    sink.commit()
+
+
+def _ask_for_two_paths(sink):
+    sink.path().write_bytes(b"new")
+    sink.path().write_bytes(b"more")
+    sink.commit()
+
+
+@every_wrapper
+@pytest.mark.parametrize("on_files", [False, True])
+@pytest.mark.parametrize(
+    ("misuse", "left"),
+    [
+        (_commit_again, b"new"),
+        (_write_behind_the_end, b"new"),
+        (_abort_first, b"old"),
+        (_write_then_ask_for_a_path, b"old"),
+        (_write_beside_a_path, b"old"),
+        (_ask_for_two_paths, b"old"),
+    ],
+)
+def test_sinks_are_used_once(name, on_files, misuse, left, tmp_path):
+    """Else an object would end in what an encoder says after its end, and be damaged."""
+    beneath = FilesystemStore(tmp_path / "root") if on_files else DictStore()
+    with WRAPPERS[name](beneath) as store:
+        store.put("key", b"old")
+        sink = store.writer("key")
+        with pytest.raises(InvalidInputError, match="'key' is used twice"):
+            misuse(sink)
+        sink.abort()
+        assert store.get("key") == left
+        assert list(beneath.leftovers()) == []
+
+
+# --- how much they hold --------------------------------------------------------------------------
+
+
+@every_wrapper
+def test_one_large_piece_is_not_held_again(name, tmp_path):
+    piece = random.Random(3).randbytes(24 << 20)
+    with WRAPPERS[name](FilesystemStore(tmp_path / "root")) as store:
+
+        def write():
+            with store.writer("key") as sink:
+                sink.write(piece)
+
+        assert peak_memory(write) < 6 << 20
+        assert store.get_range("key", 23 << 20, 24 << 20) == piece[23 << 20 :]
+
+
+@every_wrapper
+def test_whole_objects_are_held_once(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "IN_PIECES", 2 << 20)
+    piece = random.Random(3).randbytes(24 << 20)
+
+    def read():
+        with store.source("key") as source:
+            source.read()
+
+    with WRAPPERS[name](FilesystemStore(tmp_path / "root")) as store:
+        # What is stored of base64 is a third larger; and a buffer grows by an eighth at a time.
+        assert peak_memory(lambda: store.put("key", piece)) < 40 << 20
+        assert peak_memory(lambda: store.get_range("key", 0, 24 << 20)) < 32 << 20
+        assert peak_memory(read) < 32 << 20
+
+
+# --- as other files ------------------------------------------------------------------------------
+
+
+@every_wrapper
+@given(data=some_data, steps=st.data())
+def test_readers_behave_like_files_in_memory(name, data, steps):
+    amounts = st.sampled_from([0, 1, 7, 8192, BLOCK - 1, BLOCK, BLOCK + 1, -1])
+    places = st.sampled_from([0, 1, BLOCK - 1, BLOCK, 2 * BLOCK, len(data), len(data) + 5, 1 << 40])
+    model = io.BytesIO(data)
+    with make(name) as store:
+        store.put("key", data)
+        with store.open("key") as file:
+            for _ in range(steps.draw(st.integers(1, 8))):
+                what, how = steps.draw(
+                    st.tuples(st.sampled_from(["read", "readline"]), st.tuples(amounts))
+                    | st.tuples(st.just("seek"), st.tuples(places))
+                    | st.tuples(st.just("seek"), st.tuples(st.just(0), st.sampled_from([1, 2])))
+                    | st.tuples(st.just("seek"), st.tuples(st.just(9), st.sampled_from([1, 2])))
+                    | st.tuples(st.just("tell"), st.just(()))
+                )
+                assert getattr(file, what)(*how) == getattr(model, what)(*how)
+
+
 @every_wrapper
 def test_an_outage_is_no_damage(name):
     class Lost(io.BytesIO):
@@ -744,3 +866,29 @@ def test_a_lent_path_goes_even_if_it_cannot_be_read(name, tmp_path, monkeypatch)
             sink.path().mkdir()
         assert list(store.keys()) == []
         assert list(Path(tmp_path).iterdir()) == []
+
+
+def _slowly_rising() -> bytes:
+    """Eight MiB whose blocks fill what a decompressor gives at a time exactly."""
+    numbers = random.Random(0)
+    value = 0
+    packed = bytearray()
+    for _ in range(1 << 20):
+        value += numbers.randrange(3)
+        packed += value.to_bytes(8, "little")
+    return bytes(packed)
+
+
+@pytest.mark.parametrize("wrapper", [GzipStore, Lz4Store, ZstdStore])
+def test_large_objects_that_compress_well(wrapper):
+    data = _slowly_rising()
+    store = wrapper(DictStore(), 1)
+    store.put("key", data)
+    assert store.get("key") == data
+    with store.open("key") as file:
+        assert all(file.read(len(piece)) == piece for piece in _cut(data, 100_003))
+        assert file.read(1) == b""
+
+
+def _cut(data: bytes, size: int) -> list[bytes]:
+    return [data[at : at + size] for at in range(0, len(data), size)]

@@ -181,7 +181,7 @@ def test_a_lent_path():
 
 
 def test_a_lent_path_that_was_never_filled(spools):
-    with pytest.raises((OSError, StorageError)), MemorySink() as sink:
+    with pytest.raises(InvalidInputError), MemorySink() as sink:
         sink.path()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from blobstore.backends.blob.drafts import Draft, DraftFolder
 from blobstore.backends.blob.path_errors import Name, PathErrors
 from blobstore.errors import InvalidInputError
+from blobstore.lending import SinkTurn
 from blobstore.streams import Buffer, Sink, as_contiguous
 
 _BUFFER = 1 << 17
@@ -44,12 +45,13 @@ class FileSink(Sink):
         self._name = name
         self._draft: Draft | None = None
         self._file: io.BufferedWriter | None = None
-        self._done = False
+        self._turn = SinkTurn(location)
         self.location = location
 
     def write(self, data: Buffer, /) -> int:
         """Append bytes."""
         content = as_contiguous(data)
+        self._turn.write()
         with self._errors.writing(self._name):
             if self._file is None:
                 self._file = self._create()
@@ -57,11 +59,13 @@ class FileSink(Sink):
 
     def path(self) -> Path:
         """Lend the draft, which is not made yet."""
+        self._turn.lend()
         with self._errors.writing(self._name):
             return Path(self._drafts.path, self._begin().name)
 
     def commit(self) -> None:
         """Finish the draft and give it its name."""
+        self._turn.commit()
         with self._errors.writing(self._name):
             if self._draft is None:
                 self._file = self._create()
@@ -87,7 +91,7 @@ class FileSink(Sink):
 
     def abort(self) -> None:
         """Close the draft, and remove it if it was not published."""
-        self._done = True
+        self._turn.abort()
         if self._file is not None:
             with contextlib.suppress(OSError):  # a full disk refuses the rest of the buffer again
                 self._file.close()
@@ -95,12 +99,6 @@ class FileSink(Sink):
             self._draft.close()
 
     def _begin(self) -> Draft:
-        if self._done or self._draft is not None:
-            raise InvalidInputError(
-                f"the writer of {self._name[-1]!r} is used twice: either write, or ask for its "
-                "path once, and neither after its end",
-                location=self.location,
-            )
         self._draft = self._drafts.new(self._name[-1])
         return self._draft
 

@@ -388,7 +388,7 @@ class FilesystemBlobBackend(_OnFiles, BlobBackend):
         name = self._name(key)
         if self._is_ours("write_blob"):
             return self._tree.sink(name, name[-1])
-        return MemorySink(lambda data: self._id_of_path(self.write_blob(key, data)))
+        return MemorySink(lambda data: self._id_of_path(self.write_blob(key, data)), key)
 
     def stat(self, key: str) -> ObjectStat:
         """Tell size, time and etag of a blob; the size alone if reading is overridden."""

@@ -92,7 +92,7 @@ class DictStore(ObjectStore):
             self.put(key, data)
             return key
 
-        return _CheckedSink(publish)
+        return _CheckedSink(publish, key)
 
     def stat(self, key: str) -> ObjectStat:
         """Tell size, time and etag; every put has an etag of its own."""

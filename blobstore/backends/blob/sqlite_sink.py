@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 from blobstore.backends.blob.descriptors import make_folders, read_at, write_all
 from blobstore.backends.blob.sqlite_file import SqliteFile, remove_lent
 from blobstore.errors import InvalidInputError, StorageError, from_os_error
+from blobstore.lending import SinkTurn
 from blobstore.streams import Buffer, Sink, as_contiguous
 
 _IN_MEMORY = 1 << 20
@@ -84,13 +85,13 @@ class SqliteSink(Sink):
         self._buffer = bytearray()
         self._spool: BinaryIO | None = None
         self._lent: Path | None = None
-        self._done = False
+        self._turn = SinkTurn(key)
         self.location = key
 
     def write(self, data: Buffer, /) -> int:
         """Append bytes."""
         content = as_contiguous(data)
-        self._check(right=self._lent is None)
+        self._turn.write()
         if self._spool is None and len(self._buffer) + len(content) <= _IN_MEMORY:
             self._buffer += content
             return len(content)
@@ -105,7 +106,7 @@ class SqliteSink(Sink):
 
     def path(self) -> Path:
         """Lend a name beside the database, which ends like the key."""
-        self._check(right=self._lent is None and self._spool is None and not self._buffer)
+        self._turn.lend()
         extension = _EXTENSION.search(self.location)
         with self._translated():
             make_folders(self._file.folder, fsync=False)
@@ -114,7 +115,7 @@ class SqliteSink(Sink):
 
     def commit(self) -> None:
         """Store what was gathered."""
-        self._check()
+        self._turn.commit()
         if self._lent is not None:
             self._commit_lent(self._lent)
         elif self._spool is not None:
@@ -125,7 +126,7 @@ class SqliteSink(Sink):
 
     def abort(self) -> None:
         """Close and remove what was gathered."""
-        self._done = True
+        self._turn.abort()
         self._buffer.clear()
         if self._spool is not None:
             self._spool.close()
@@ -144,14 +145,6 @@ class SqliteSink(Sink):
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
-
-    def _check(self, *, right: bool = True) -> None:
-        if self._done or not right:
-            raise InvalidInputError(
-                f"the writer of {self.location!r} is used twice: either write, or ask for its "
-                "path once, and neither after its end",
-                location=self.location,
-            )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from blobstore.backends.blob.zip_fields import DEFLATED, STORED
 from blobstore.backends.blob.zip_io import Extent, Payload, write_at
 from blobstore.backends.blob.zip_unpackers import RAW_DEFLATE
 from blobstore.errors import InvalidInputError, from_os_error
+from blobstore.lending import SinkTurn
 from blobstore.streams import CHUNK, Buffer, Sink, as_contiguous
 
 IN_MEMORY = 1 << 20
@@ -87,13 +88,12 @@ class ZipSink(Sink):
         self._spool: BinaryIO | None = None
         self._lent: str | None = None
         self._crc = self._size = self._stored = 0
-        self._done = False
+        self._turn = SinkTurn(key)
 
     def write(self, data: Buffer, /) -> int:
         """Append bytes."""
         view = as_contiguous(data)
-        if self._done or self._lent is not None:
-            raise self._misused()
+        self._turn.write()
         self._take(view)
         return len(view)
 
@@ -104,16 +104,14 @@ class ZipSink(Sink):
 
     def path(self) -> Path:
         """Lend a path beside the zip file."""
-        if self._done or self._lent is not None or self._size:
-            raise self._misused()
+        self._turn.lend()
         self._prepare()
         self._lent = self._drafts.new(self.location)
         return Path(self._lent)
 
     def commit(self) -> None:
         """Append what was gathered."""
-        if self._done:
-            return
+        self._turn.commit()
         if self._lent is not None:
             self._commit_lent(self._lent)
         else:
@@ -122,7 +120,7 @@ class ZipSink(Sink):
 
     def abort(self) -> None:
         """Forget it."""
-        self._done = True
+        self._turn.abort()
         self._memory = bytearray()
         if self._spool is not None:
             self._spool.close()
@@ -203,10 +201,3 @@ class ZipSink(Sink):
             raise from_os_error(
                 exc, f"writing a temporary file in {self._drafts.folder}", location=self.location
             ) from exc
-
-    def _misused(self) -> InvalidInputError:
-        return InvalidInputError(
-            f"the writer of {self.location!r} is used twice: either write, or ask for its path "
-            "once, and neither after its end",
-            location=self.location,
-        )
