@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Literal, Self
+from typing import Any, BinaryIO, Literal, Self
 
 from blobstore.entry import ObjectStat
 from blobstore.errors import (
@@ -305,7 +305,8 @@ def check_range(start: int, stop: int) -> None:
     ------
     InvalidInputError
     """
-    if not 0 <= start <= stop:
+    given: tuple[Any, Any] = (start, stop)
+    if not all(isinstance(bound, int) for bound in given) or not 0 <= start <= stop:
         raise InvalidInputError(
-            f"a range is [start, stop) with 0 <= start <= stop, not [{start}, {stop})"
+            f"a range is [start, stop) with ints 0 <= start <= stop, not [{start!r}, {stop!r})"
         )

@@ -1211,3 +1211,29 @@ def test_marker_has_one_owner(backend):
 def test_repr_says_where(store, backend, root):
     assert repr(store) == f"FilesystemStore({str(root)!r})"
     assert repr(backend) == f"FilesystemBlobBackend({str(root)!r}, shard_chars=2)"
+
+
+def test_a_folder_of_temporary_files_behind_a_link_is_no_place_for_objects(tmp_path):
+    (tmp_path / "root" / "drafts").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "root" / "drafts")
+    with FilesystemStore(tmp_path / "root", tmp_dir=tmp_path / "link") as store:
+        store.put("key", b"1")
+        with store.writer("other") as sink:
+            sink.write(b"2")
+            assert list(store.keys()) == ["key"]
+        with pytest.raises(InvalidKeyError):
+            store.put("drafts/x", b"")
+
+
+@pytest.mark.parametrize("wrong", ["a\udc80\ud800", "", "a\0b", 5, b"x", None])
+def test_a_root_that_is_no_path(wrong):
+    with pytest.raises(ConfigError):
+        FilesystemStore(wrong)
+
+
+@pytest.mark.parametrize("wrong", [(None, 1), (0, "1"), (0.0, 1.0), (2, 1), (-1, 1)])
+def test_wrong_ranges(tmp_path, wrong):
+    with FilesystemStore(tmp_path / "root") as store:
+        store.put("key", b"123")
+        with pytest.raises(InvalidInputError):
+            store.get_range("key", *wrong)

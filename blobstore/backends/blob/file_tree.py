@@ -78,8 +78,7 @@ class FileTree:
         drafts = f"{self.root}/{DRAFTS}" if tmp_dir is None else _absolute(tmp_dir, "tmp_dir")
         if drafts == self.root:
             raise ConfigError("tmp_dir cannot be the root: temporary files are no objects")
-        inside = drafts.startswith(self.root + "/")
-        self._reserved: Name = tuple(drafts[len(self.root) + 1 :].split("/")) if inside else ()
+        self._reserved = _below(self.root, drafts)
         self._fsync = fsync
         self._prune = prune
         self._label = label
@@ -360,8 +359,20 @@ class FileTree:
         return found
 
 
+def _below(root: str, folder: str) -> Name:
+    """The name of a folder in a root, whatever links lead to either; () if it is not inside."""
+    for top, path in ((root, folder), (os.path.realpath(root), os.path.realpath(folder))):
+        if path.startswith(top + "/"):
+            return tuple(path[len(top) + 1 :].split("/"))
+    return ()
+
+
 def _absolute(path: object, what: str) -> str:
     text = os.fspath(path) if isinstance(path, os.PathLike) else path
-    if not isinstance(text, str) or text == "" or "\0" in text:
+    try:
+        usable = isinstance(text, str) and text != "" and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable or not isinstance(text, str):
         raise ConfigError(f"{what} must be the path of a folder, not {path!r}")
     return os.path.abspath(text)  # noqa: PTH100 - resolve() would follow links
