@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks import report, runner
 from benchmarks.registry import CONTENDERS
+from benchmarks.servers import Servers
 from benchmarks.workloads import WORKLOADS, Workload
 
 
@@ -25,16 +26,19 @@ def main() -> int:
         )
         return 2
     if arguments.profile:
-        _profile(chosen, arguments)
+        with Servers() as servers:
+            _profile(chosen, servers, arguments)
         return 0
     started = time.perf_counter()
-    results = runner.run(
-        chosen,
-        rounds=arguments.rounds,
-        quick=arguments.quick,
-        scratch=arguments.folder,
-        tell=lambda text: print(text, file=sys.stderr, flush=True),
-    )
+    with Servers() as servers:
+        results = runner.run(
+            chosen,
+            servers=servers,
+            rounds=arguments.rounds,
+            quick=arguments.quick,
+            scratch=arguments.folder,
+            tell=lambda text: print(text, file=sys.stderr, flush=True),
+        )
     if arguments.json:
         arguments.json.write_text(json.dumps(results.to_json(), indent=1), encoding="utf-8")
     print(_machine())
@@ -82,13 +86,18 @@ def _chosen(names: list[str]) -> list[Workload]:
     return [workload for workload in WORKLOADS if workload.name.startswith(tuple(names))]
 
 
-def _profile(chosen: list[Workload], arguments: argparse.Namespace) -> None:
+def _profile(chosen: list[Workload], servers: Servers, arguments: argparse.Namespace) -> None:
     for workload in chosen:
         for contender in workload.contenders:
             if not CONTENDERS[contender].ours:
                 continue
             measured = runner.measure(
-                workload, contender, quick=arguments.quick, profile=True, scratch=arguments.folder
+                workload,
+                contender,
+                servers=servers,
+                quick=arguments.quick,
+                profile=True,
+                scratch=arguments.folder,
             )
             print(f"=== {workload.name}, {contender} {measured.problem}")
             for part, text in measured.profiles.items():

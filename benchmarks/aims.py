@@ -97,6 +97,36 @@ def _bounded(kind: str, copies: int = 0) -> list[Aim]:
 
 
 WITHIN_TEN_PERCENT = 1 / 1.1
+_S3_PARTS = {
+    "s3 small": ("put", "get", "put 16", "get 16"),
+    "s3 medium": ("put", "get", "put 16", "get 16"),
+    "s3 large": ("put", "get"),
+}
+
+
+def _slowest_lead(workload: str, part: str, contender: str, peers: tuple[str, ...]) -> Figure:
+    """The speed beside the fastest of those peers that were measured."""
+
+    def figure(results: Results) -> float | None:
+        speeds = [results.speed(workload, contender, part, peer) for peer in peers]
+        return min((speed for speed in speeds if speed is not None), default=None)
+
+    return figure
+
+
+def _buckets() -> list[Aim]:
+    aims = []
+    for name, parts in _S3_PARTS.items():
+        for part in parts:
+            bare = _speed(name, part, "BucketStore", "obstore S3")
+            others = _slowest_lead(name, part, "BucketStore", ("boto3", "s3fs"))
+            if name != "s3 small":
+                aims.append(
+                    Aim(name, f"{part}, within 10 % of bare obstore", bare, WITHIN_TEN_PERCENT)
+                )
+            aims.append(Aim(name, f"{part}, ahead of boto3 and s3fs", others, 1.0))
+    return aims
+
 
 AIMS = (
     Aim("small", "put, as fast as diskcache", _speed("small", "put", "blobstore", "diskcache"), 1.0),
@@ -117,6 +147,7 @@ AIMS = (
     *_memory("object", 2.3, 2.6),
     *_memory("checkpoint", 2.3, 2.6),
     *_memory("frame", 2.3, 3.2),
+    *_buckets(),
 )  # fmt: skip
 
 _ARRAY = 8 * MIB

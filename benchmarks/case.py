@@ -30,12 +30,13 @@ class Sizes:
     stream: int = 64 * MIB
     ranges: int = 200
     at_once: int = 1000
+    s3_objects: int = 200
 
 
 FULL = Sizes()
 QUICK = Sizes(
     keys=400, arrays=3, rows=100_000, checkpoints=4, frozen_checkpoints=8, tensor=2 * MIB,
-    large=64 * MIB, stream=16 * MIB, ranges=50, at_once=200,
+    large=64 * MIB, stream=16 * MIB, ranges=50, at_once=200, s3_objects=50,
 )  # fmt: skip
 
 
@@ -79,6 +80,8 @@ class Workload:
         How often, unless the command line says; work whose figures hardly vary needs fewer.
     peaks : bool
         Whether peak memory is shown for each part, not only the highest.
+    server : str
+        What runs meanwhile (`servers`): "s3" or nothing.
     """
 
     name: str
@@ -88,6 +91,7 @@ class Workload:
     steps: Mapping[str, Step]
     rounds: int = 5
     peaks: bool = False
+    server: str = ""
 
 
 def _same(got: Any, wanted: Any) -> bool:

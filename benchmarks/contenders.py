@@ -21,10 +21,13 @@ class Contender:
         What to know when its figures are compared with others.
     ours : bool
         Whether it is blobstore that is measured.
+    on_disk : bool
+        Whether what is stored is in the folder, at the latest when it is closed.
     """
 
     note: ClassVar[str] = ""
     ours: ClassVar[bool] = False
+    on_disk: ClassVar[bool] = True
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

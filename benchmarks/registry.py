@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from benchmarks.contenders import CONTENDERS as OF_VALUES
 from benchmarks.contenders import Contender
+from benchmarks.s3_contenders import S3_CONTENDERS
 from benchmarks.store_contenders import STORE_CONTENDERS
 from benchmarks.wrapper_contenders import WRAPPER_CONTENDERS
 
-CONTENDERS: dict[str, type[Contender]] = {**OF_VALUES, **STORE_CONTENDERS, **WRAPPER_CONTENDERS}
+CONTENDERS: dict[str, type[Contender]] = {
+    **OF_VALUES,
+    **STORE_CONTENDERS,
+    **WRAPPER_CONTENDERS,
+    **S3_CONTENDERS,
+}

@@ -19,13 +19,16 @@ def table(workload: Workload, results: Results) -> str:
     good = [c for c in workload.contenders if not results.problem(name, c)]
     parts = list(dict.fromkeys(part for c in good for part in results.parts(name, c)))
     peaks = [f"peak {part}" for part in parts] if workload.peaks else ["peak"]
-    header = [name, *(cell for part in parts for cell in (part, "x")), *peaks, "stored"]
+    header = [name, *(cell for part in parts for cell in (part, "x")), *peaks]
+    if on_disk := any(results.fact(name, c, "stored") is not None for c in good):
+        header.append("stored")
     rows, problems = [], []
     for contender in workload.contenders:
         if problem := results.problem(name, contender):
             problems.append(f"  {contender}: {problem}")
             continue
-        rows.append(_row(workload, contender, parts, results))
+        row = _row(workload, contender, parts, results)
+        rows.append(row if on_disk else row[:-1])
     count = len(results.rounds(name, workload.reference))
     title = (
         f"{workload.title} (median of {count} round{'s' * (count != 1)}; x: times as fast as "
@@ -51,7 +54,7 @@ def _row(workload: Workload, contender: str, parts: list[str], results: Results)
 def _memory(peak: float | None, raw: float | None) -> str:
     if peak is None:
         return "-"
-    text = f"{peak / MIB:.0f} MiB"
+    text = f"{peak / MIB:.{0 if peak >= 10 * MIB else 1}f} MiB"
     return f"{text} ({peak / raw:.2f})" if raw else text
 
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.results import Measurement, Results
+from benchmarks.servers import NoServerError, Servers
 from benchmarks.workloads import Workload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,6 +24,7 @@ TIMEOUT = 600.0
 def run(
     chosen: list[Workload],
     *,
+    servers: Servers,
     rounds: int | None,
     quick: bool,
     scratch: Path | None,
@@ -38,7 +41,9 @@ def run(
         for number in range(rounds or (1 if quick else workload.rounds)):
             tell(f"{workload.name}: round {number + 1}")
             for contender in active if number % 2 == 0 else active[::-1]:
-                measured = measure(workload, contender, quick=quick, scratch=scratch)
+                measured = measure(
+                    workload, contender, servers=servers, quick=quick, scratch=scratch
+                )
                 results.add(workload.name, contender, measured)
             active = [name for name in active if not results.problem(workload.name, name)]
     return results
@@ -48,6 +53,7 @@ def measure(
     workload: Workload,
     contender: str,
     *,
+    servers: Servers,
     quick: bool = False,
     profile: bool = False,
     scratch: Path | None = None,
@@ -55,21 +61,32 @@ def measure(
     """Run all steps of one workload with one contender, in a folder that is removed afterwards."""
     flags = ["quick"] * quick + ["profile"] * profile
     total = Measurement()
-    with tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch) as folder:
+    with ExitStack() as lent:
+        try:
+            environment = lent.enter_context(servers.environment(workload.server))
+        except NoServerError as exc:
+            return Measurement(problem=f"skipped: {exc}")
+        folder = lent.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch))
         os.sync()  # what others left to be written back is not this contender's to wait for
         for step in workload.steps:
             arguments = [workload.name, step, contender, str(Path(folder, "store")), *flags]
-            total.merge(_in_a_process(arguments))
+            total.merge(_in_a_process(arguments, environment))
             if total.problem:
                 return Measurement(problem=total.problem)  # half of it would mislead
     return total
 
 
-def _in_a_process(arguments: list[str]) -> dict[str, Any]:
+def _in_a_process(arguments: list[str], environment: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.worker", *arguments]
     try:
         done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False
+            command,
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"no end after {TIMEOUT:.0f} s"}

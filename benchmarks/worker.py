@@ -28,7 +28,8 @@ def measure(workload: str, step: str, contender: str, folder: Path, *flags: str)
         steps[step](workloads.Case(store, meter, sizes))
     finally:
         store.close()
-    meter.facts["stored"] = float(bytes_on_disk(folder))
+    if store.on_disk:
+        meter.facts["stored"] = float(bytes_on_disk(folder))
     return {**meter.result(), "profiles": meter.profiles()}
 
 

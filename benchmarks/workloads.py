@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks import data
 from benchmarks.case import FULL, QUICK, Case, Workload
 from benchmarks.data import MIB
+from benchmarks.s3_workloads import S3_WORKLOADS
 from benchmarks.store_workloads import STORE_WORKLOADS
 
 __all__ = ["FULL", "QUICK", "WORKLOADS", "Case", "Workload"]
@@ -208,4 +209,5 @@ WORKLOADS = (
     _memory("object", "an object holding a 256 MiB array", ("blobstore", "joblib", "diskcache"), "joblib"),
     _memory("frame", "a DataFrame of 256 MiB", ("blobstore", "parquet lz4", "joblib"), "parquet lz4"),
     *STORE_WORKLOADS,
+    *S3_WORKLOADS,
 )  # fmt: skip

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from blobstore.aio import AsyncObjectStore as AsyncObjectStore
     from blobstore.aio import to_async as to_async
     from blobstore.aio import to_sync as to_sync
+    from blobstore.backends.blob.bucket import BucketStore as BucketStore
     from blobstore.backends.blob.filesystem import FilesystemBlobBackend as FilesystemBlobBackend
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
     from blobstore.backends.blob.hashdir import HashdirStore as HashdirStore
@@ -117,6 +118,7 @@ _HOME = {
     "sync_stores": "transfer",
     "to_async": "aio",
     "to_sync": "aio",
+    "BucketStore": "backends.blob.bucket",
     "DictStore": "backends.blob.memory",
     "FilesystemBlobBackend": "backends.blob.filesystem",
     "FilesystemStore": "backends.blob.filesystem",

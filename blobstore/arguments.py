@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from blobstore import digest
@@ -28,6 +30,36 @@ def check_inline_allowed(asked: int | None, objects: ObjectStore) -> None:
         raise ConfigError(
             f"inline_max_bytes={asked} would keep values in the index, in the clear, beside "
             f"{objects!r}, which encrypts: leave it out"
+        )
+
+
+def check_local_cache(path: object, max_bytes: object) -> Path | None:
+    """Where copies of blobs are to be kept, or None; a relative path is resolved once.
+
+    Raises
+    ------
+    ConfigError
+        It is no path, or the limit is no number of bytes.
+    """
+    if type(max_bytes) is not int or max_bytes <= 0:
+        raise ConfigError(f"local_cache_bytes must be a number of bytes, not {max_bytes!r}")
+    if path is None:
+        return None
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"local_cache must be the path of a folder, not {path!r}")
+    try:
+        return Path(text).expanduser().resolve()
+    except (OSError, RuntimeError) as exc:
+        raise ConfigError(f"local_cache {text!r} is no usable path: {exc}") from exc
+
+
+def check_local_cache_allowed(objects: ObjectStore) -> None:
+    """Refuse to keep copies in the clear of what is encrypted."""
+    if objects.capabilities.encrypted:
+        raise ConfigError(
+            f"local_cache would keep copies in the clear of what {objects!r} encrypts: leave it "
+            "out, and put a CachingStore beneath the store that encrypts"
         )
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from blobstore.backends.blob.urls import StoreUrl, open_object_url
 from blobstore.errors import (
     ConfigError,
     IncompatibleStoreError,
@@ -28,6 +29,7 @@ from blobstore.errors import (
 )
 from blobstore.keys import random_id
 from blobstore.protocols import MetadataBackend, ObjectStore
+from blobstore.query import Query
 from blobstore.registry import load, metadata_backends, object_stores
 from blobstore.version import __version__
 
@@ -36,6 +38,7 @@ DESCRIPTION = "blobstore.json"
 MARKER = ".blobstore-id"
 _INDEX_FILES = {"cache_metadata.json": "json", "cache_metadata.db": "sqlite"}
 _ELSEWHERE = "elsewhere"
+_URL = "blob_backend={!r}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,12 @@ def prepare(cache_dir: str | os.PathLike[str], *, readonly: bool) -> Path:
 
 
 def open_index(
-    root: Path, backend: str | MetadataBackend | None, *, fsync: bool, readonly: bool
+    root: Path,
+    backend: str | MetadataBackend | None,
+    objects: ObjectStore | None = None,
+    *,
+    fsync: bool,
+    readonly: bool,
 ) -> tuple[MetadataBackend, Description]:
     """Open the index that was asked for, or the one that is there; a new one starts as JSON.
 
@@ -106,6 +114,8 @@ def open_index(
     root : Path
     backend : str, MetadataBackend or None
         A registered name, an SQLAlchemy URL, an instance, or None for what is there.
+    objects : ObjectStore, optional
+        Where the blobs are, which may tell the store that is meant, of several in a database.
 
     Raises
     ------
@@ -121,12 +131,19 @@ def open_index(
     if isinstance(backend, MetadataBackend):
         index = backend
     elif kind == _ELSEWHERE:
-        index = load("blobstore.backends.metadata.sql:SqlBackend")(
-            backend, fsync=fsync, readonly=readonly
+        index = load("blobstore.backends.metadata.joining:open_by_url")(
+            backend,
+            known=None if described is None else described.store_id,
+            owner=lambda: _owner(objects),
+            claim=lambda store_id: _claimed(objects, store_id),
+            fsync=fsync,
+            readonly=readonly,
         )
     else:
         index = metadata_backends.get(kind).for_folder(root, fsync=fsync, readonly=readonly)
     try:
+        if described is None and kind == _ELSEWHERE and not _index_files(root):
+            _check_blobs_are_here(index, objects)
         return index, _agree(root, index, described, kind, readonly=readonly)
     except BaseException:
         if index is not backend:
@@ -158,6 +175,37 @@ def _agree(
             "folder"
         )
     return described
+
+
+def _owner(objects: ObjectStore | None) -> str | None:
+    """The store id that is written beside the blobs."""
+    if objects is None or not objects.capabilities.list:
+        return None
+    try:
+        return objects.get(MARKER).decode("ascii", "replace")
+    except KeyNotFoundError:
+        return None
+
+
+def _claimed(objects: ObjectStore | None, store_id: str) -> str:
+    """Write a store id beside the blobs, unless there is one; which one it is then."""
+    if objects is None or not objects.capabilities.list:
+        return store_id
+    objects.put_if_absent(MARKER, store_id.encode("ascii"))
+    return _owner(objects) or store_id
+
+
+def _check_blobs_are_here(index: MetadataBackend, objects: ObjectStore | None) -> None:
+    """Refuse an index that was filled from another folder, whose blobs are not in this one's."""
+    if objects is None or not objects.capabilities.list or _owner(objects) is not None:
+        return
+    if next(iter(index.keys(Query(limit=1))), None) is None and next(index.blobs(), None) is None:
+        return
+    raise IncompatibleStoreError(
+        f"the index {index!r} holds a store whose blobs are elsewhere: to share it, give the same "
+        "blob_backend as where it was made; for a store of its own in the same database, name "
+        "another namespace (?blobstore_namespace= in the URL)"
+    )
 
 
 def check_backends(backend: object, blob_backend: object) -> None:
@@ -194,11 +242,8 @@ def _object_store_class(blob_backend: object) -> type[ObjectStore]:
     name = "filesystem" if blob_backend is None else blob_backend
     if not isinstance(name, str):
         raise ConfigError(f"blob_backend must be a name, a URL or an ObjectStore, not {name!r}")
-    scheme, separator, _ = name.partition("://")
-    if separator:
-        raise ConfigError(
-            f"there is no blob backend for {scheme!r} URLs yet: give an ObjectStore instance"
-        )
+    if "://" in name:
+        return StoreUrl.of(name, _URL).store_class()
     return object_stores.get(name)
 
 
@@ -256,12 +301,24 @@ def open_objects(
     Raises
     ------
     ConfigError
-        Unknown name, neither a name nor an object store, or one that blobs cannot be kept in.
+        Unknown name or URL, nothing of these, or a store that blobs cannot be kept in.
     """
     if isinstance(blob_backend, ObjectStore):
         _check_can_keep_blobs(blob_backend, readonly=readonly)
         return blob_backend
+    if isinstance(blob_backend, str) and "://" in blob_backend:
+        return _open_url(blob_backend, readonly=readonly)
     return _object_store_class(blob_backend).for_folder(root, fsync=fsync)
+
+
+def _open_url(url: str, *, readonly: bool) -> ObjectStore:
+    objects = open_object_url(url, _URL)
+    try:
+        _check_can_keep_blobs(objects, readonly=readonly)
+    except ConfigError:
+        objects.close()
+        raise
+    return objects
 
 
 def _check_can_keep_blobs(objects: ObjectStore, *, readonly: bool) -> None:

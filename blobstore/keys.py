@@ -69,6 +69,37 @@ def validate_key(key: object) -> str:
     return key if type(key) is str else str.__str__(key)
 
 
+def require_str(key: object) -> str:
+    """Return the key of an object store unchanged, if it is a string.
+
+    Raises
+    ------
+    InvalidKeyError
+    """
+    if not isinstance(key, str):
+        raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
+    return key
+
+
+def encode_key(key: str) -> bytes:
+    """The UTF-8 of the key of an object store, for those that need it.
+
+    Raises
+    ------
+    InvalidKeyError
+        It has none: a lone surrogate, or no string at all.
+
+    Examples
+    --------
+    >>> len(encode_key("ü"))
+    2
+    """
+    try:
+        return require_str(key).encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidKeyError(f"the key {key!a} is no text: it has no UTF-8", location=key) from exc
+
+
 def random_id() -> str:
     """128 random bits as 32 hexadecimal digits: for locations, commit ids and generated keys."""
     return os.urandom(16).hex()

@@ -10,10 +10,10 @@ import contextlib
 import functools
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from blobstore import digest
 from blobstore.entry import Entry, Part
@@ -30,6 +30,11 @@ from blobstore.errors import (
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, StoredPart
 from blobstore.registry import HandlerSet
 from blobstore.streams import CHUNK, BytesSource, Source, WrappedReader
+
+if TYPE_CHECKING:
+    from blobstore.wrappers.local_cache import LocalCacheStore
+
+T = TypeVar("T")
 
 _IN_MEMORY = 1 << 20
 """Blobs up to this size are read once, into memory, and checked there. Larger ones are read twice,
@@ -50,6 +55,9 @@ class Reader:
         Check every part before decoding it. Parts that may run code are always checked.
     unpickle : bool
         False: handlers that may run code are refused.
+    cache : LocalCacheStore, optional
+        Copies of the objects, which are read in their place. What is found damaged there is read
+        again from the objects themselves before it is an error.
     """
 
     def __init__(
@@ -60,9 +68,11 @@ class Reader:
         *,
         verify: bool,
         unpickle: bool,
+        cache: LocalCacheStore | None = None,
     ) -> None:
         self._index = index
         self._objects = objects
+        self._cache = cache
         self._handlers = handlers
         self._verify = verify
         self._unpickle = unpickle
@@ -81,6 +91,11 @@ class Reader:
         """
         if entry.inline:  # nothing can be gone
             return self._load_inline(entry, options)
+        if self._cache is None:
+            return self._load(entry, options)
+        return _read_again(self._cache, lambda: self._load(entry, options))
+
+    def _load(self, entry: Entry, options: dict[str, Any]) -> Any:
         for current in self._versions(entry):
             handler = self._handler(current)
             with contextlib.suppress(_SupersededError), self._opened(current) as sources:
@@ -110,11 +125,16 @@ class Reader:
         NotSupportedError
             It is stored in several parts.
         """
+        if self._cache is None:
+            return self._open(entry)
+        return _read_again(self._cache, lambda: self._open(entry))
+
+    def _open(self, entry: Entry) -> BinaryIO:
         for current in self._versions(entry):
             handler = self._handler(current)
             with contextlib.suppress(_SupersededError), self._opened(current) as sources:
                 parts = {
-                    part.name: _stored(part, CheckingSource(source, current.key, part))
+                    part.name: _stored(part, self._checking(current, part, source))
                     for part, source in zip(current.parts, sources, strict=True)
                 }
                 return handler.open(parts, _info(current.info_text))
@@ -190,7 +210,13 @@ class Reader:
     def _source(self, part: Part) -> Source:
         if part.payload is not None:
             return BytesSource(part.payload)
-        return self._objects.source(part.blob.location)
+        return (self._cache or self._objects).source(part.blob.location)
+
+    def _checking(self, entry: Entry, part: Part, source: Source) -> Source:
+        if self._cache is not None and self._cache.holds(part.blob.location):
+            # What a stream gave cannot be taken back, so a copy is checked before. It is at hand.
+            return CheckedSource(source, entry.key, part, again=True)
+        return CheckingSource(source, entry.key, part)
 
     def _checked(self, entry: Entry, part: Part, source: Source, handler: Handler) -> StoredPart:
         if source.size != part.blob.size:
@@ -198,6 +224,21 @@ class Reader:
         if self._verify or handler.runs_code:
             source = CheckedSource(source, entry.key, part, again=handler.runs_code)
         return _stored(part, source)
+
+
+def _read_again(cache: LocalCacheStore, read: Callable[[], T]) -> T:
+    """Read; and for each blob that is damaged once more, as that may be its copy."""
+    forgotten: set[str] = set()
+    while True:
+        try:
+            return read()
+        except IntegrityError as exc:
+            if exc.location is None:
+                raise
+            cache.forget(exc.location)
+            if exc.location in forgotten:
+                raise
+            forgotten.add(exc.location)
 
 
 @functools.lru_cache(maxsize=512)

@@ -192,6 +192,7 @@ object_stores: Registry[ObjectStore] = Registry(
 
 _STORE_MODULES = {
     "backends.blob.memory": ("DictStore",),
+    "backends.blob.bucket": ("BucketStore",),
     "backends.blob.filesystem": ("FilesystemStore", "FilesystemBlobBackend"),
     "backends.blob.hashdir": ("HashdirStore",),
     "backends.blob.safe_filesystem": ("SafeFilesystemStore",),
@@ -216,7 +217,7 @@ _STORE_MODULES = {
     "wrappers.validate": ("KeyValidatingStore", "RegexValidatingStore", "UrlValidatingStore"),
     "wrappers.routing": ("RegexRoutingStore",),
 }
-"""Where the object stores are that a description can name. BucketStore belongs here once it exists."""
+"""Where the object stores are that a description can name."""
 
 store_types: Registry[ObjectStore] = Registry(
     "store type",

@@ -8,13 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
 
 from blobstore import codecs, folder, maintenance
 from blobstore import metadata as _metadata
 from blobstore.arguments import (
     check_inline,
     check_inline_allowed,
+    check_local_cache,
+    check_local_cache_allowed,
     digest_algorithm,
     expected_of,
     query_of,
@@ -46,6 +48,9 @@ from blobstore.reading import Reader
 from blobstore.registry import HandlerSet
 from blobstore.streams import copy_stream
 
+if TYPE_CHECKING:
+    from blobstore.wrappers.local_cache import LocalCacheStore
+
 Pickle = Literal["signed", "allow", "deny"]
 Keys = list[str]
 """What `BlobStore.list` gives; named here since inside the class `list` is that method."""
@@ -66,7 +71,8 @@ class BlobStore(MutableMapping[str, Any]):
         The folder; made if it is not there. Resolved once, so a later `chdir` does no harm.
     backend : str, MetadataBackend or None
         Where the index is: "json" (readable, for small stores), "sqlite", an SQLAlchemy URL, or an
-        instance. None takes what is in the folder; a new one starts as JSON.
+        instance. None takes what is in the folder; a new one starts as JSON. See Notes for
+        databases that several stores share.
     compression : {"lz4", "zstd", "gzip", "blosclz", "none"}
     compression_level : int
         1 (fastest) to 9 (smallest).
@@ -74,7 +80,9 @@ class BlobStore(MutableMapping[str, Any]):
         Whether equal content is stored once. Without a key, the digest of the content is the key.
     blob_backend : str, ObjectStore or None
         Where the bytes are: "filesystem" (also None), "sqlite", "zip", "memory", another registered
-        name, or an instance.
+        name, a URL ("s3://bucket/prefix", "gs://...", "az://..."), or an instance. Credentials are
+        never part of the URL: they come from the environment (``AWS_ACCESS_KEY_ID`` ...), or with an
+        instance (`S3StorageConfig`).
     inline_max_bytes : int, optional
         Values up to this many stored bytes are kept in the index itself. By default 8 KiB where
         the index is a database and the bytes are on the default file system, else 0. Refused where
@@ -94,6 +102,14 @@ class BlobStore(MutableMapping[str, Any]):
         Handlers of your own, asked before the built-in ones of the same priority.
     close_blob_backend : bool
         Whether an instance given as `blob_backend` is closed with the store.
+    local_cache : path, optional
+        A folder for copies of the blobs that were read from a store far away, so that the next
+        reading asks for nothing. Processes and stores may share one. What is written is not copied
+        there before it is read. Damaged copies are noticed and replaced; a full disk or a folder
+        that cannot be used is a warning in the log. Refused where the object store encrypts, because
+        the copies would not be.
+    local_cache_bytes : int
+        How much the copies in that folder may have together; the longest unused go first.
 
     Raises
     ------
@@ -103,6 +119,15 @@ class BlobStore(MutableMapping[str, Any]):
         The folder is another program's, newer, or damaged. Nothing in it was changed.
     StorageError
         The folder cannot be made or read.
+
+    Notes
+    -----
+    ``backend="postgresql+psycopg://user@host/database"`` keeps the index on a server, where many
+    stores may share a database. Which of them is meant, the folder remembers. A new folder joins
+    the store whose blobs it is given (``blob_backend`` of a team: the same URL on each machine,
+    any local folder); with a place for blobs that is new, it is a new store that shares nothing.
+    ``?blobstore_namespace=team`` in the URL says by name which store it is; a store of that name
+    whose blobs are elsewhere is refused. Whoever may use the database may read all its stores.
 
     Examples
     --------
@@ -130,6 +155,8 @@ class BlobStore(MutableMapping[str, Any]):
         verify_on_read: bool = True,
         handlers: Iterable[Handler] | None = None,
         close_blob_backend: bool = False,
+        local_cache: str | os.PathLike[str] | None = None,
+        local_cache_bytes: int = 10 << 30,
     ) -> None:
         self._closed = True  # until everything is open
         codec, level = codecs.validate(compression, compression_level)
@@ -138,6 +165,7 @@ class BlobStore(MutableMapping[str, Any]):
             raise ConfigError(f"pickle must be one of {', '.join(_PICKLE)}, not {pickle!r}")
         if inline_max_bytes is not None:
             check_inline(inline_max_bytes)
+        copies_path = check_local_cache(local_cache, local_cache_bytes)
         folder.check_backends(backend, blob_backend)
         own_handlers = tuple(handlers or ())
         self._handlers = HandlerSet(own_handlers)
@@ -158,14 +186,17 @@ class BlobStore(MutableMapping[str, Any]):
             "verify_on_read": verify_on_read,
             "handlers": own_handlers,
             "close_blob_backend": close_blob_backend,
+            "local_cache": copies_path,
+            "local_cache_bytes": local_cache_bytes,
         }
         self._open(backend, blob_backend, fsync=bool(fsync), inline_max_bytes=inline_max_bytes)
+        self._cache = self._open_cache()
         if close_blob_backend and self._objects is blob_backend:
             self._owned.append(self._objects)
         options = WriteOptions(codec, level, self._inline_limit(inline_max_bytes, blob_backend))
         self._committer = Committer(
             self._index,
-            self._objects,
+            self._cache or self._objects,  # which then drops the copies of what is deleted
             self._handlers,
             WritePolicy(
                 options,
@@ -174,13 +205,7 @@ class BlobStore(MutableMapping[str, Any]):
                 syncs_itself=bool(fsync) and self._made_both,
             ),
         )
-        self._reader = Reader(
-            self._index,
-            self._objects,
-            self._handlers,
-            verify=bool(verify_on_read),
-            unpickle=pickle != "deny",
-        )
+        self._reader = self._make_reader(self._cache)
         self._closed = False
 
     def _open(
@@ -199,18 +224,42 @@ class BlobStore(MutableMapping[str, Any]):
             self._owned.append(self._objects)
         try:
             check_inline_allowed(inline_max_bytes, self._objects)
+            if self._arguments["local_cache"] is not None:
+                check_local_cache_allowed(self._objects)
             self._index, described = folder.open_index(
-                self.path, backend, fsync=fsync, readonly=self._readonly
+                self.path, backend, self._objects, fsync=fsync, readonly=self._readonly
             )
             if self._index is not backend:
                 self._owned.insert(0, self._index)
+            self._store_id = described.store_id
             if not self._readonly:
-                folder.claim(self._objects, described.store_id)
+                folder.claim(self._objects, self._store_id)
         except BaseException:
             for owned in self._owned:
                 owned.close()
             raise
-        self._made_both = len(self._owned) == 2
+        by_url = isinstance(blob_backend, str) and "://" in blob_backend
+        # What a URL stands for was not told whether to sync.
+        self._made_both = len(self._owned) == 2 and not by_url
+
+    def _open_cache(self) -> LocalCacheStore | None:
+        path = self._arguments["local_cache"]
+        if path is None:
+            return None
+        from blobstore.wrappers.local_cache import LocalCacheStore
+
+        max_bytes = self._arguments["local_cache_bytes"]
+        return LocalCacheStore(self._objects, path, max_bytes, self._store_id)
+
+    def _make_reader(self, cache: LocalCacheStore | None) -> Reader:
+        return Reader(
+            self._index,
+            self._objects,
+            self._handlers,
+            verify=bool(self._arguments["verify_on_read"]),
+            unpickle=self._arguments["pickle"] != "deny",
+            cache=cache,
+        )
 
     def _inline_limit(self, asked: int | None, blob_backend: Any) -> int:
         if asked is not None:
@@ -610,7 +659,8 @@ class BlobStore(MutableMapping[str, Any]):
             With `ok` and `problems`; nothing is changed.
         """
         self._usable()
-        return maintenance.verify(self._index, self._objects, self._reader, deep=deep)
+        reader = self._make_reader(None)  # copies of the bytes prove nothing
+        return maintenance.verify(self._index, self._objects, reader, deep=deep)
 
     def gc(self, *, dry_run: bool = True, grace: float = 3600.0) -> GcReport:
         """Name, and with ``dry_run=False`` free, what killed writers left behind.
@@ -631,7 +681,8 @@ class BlobStore(MutableMapping[str, Any]):
             self._usable()
         else:
             self._writable()
-        return maintenance.gc(self._index, self._objects, dry_run=dry_run, grace=grace)
+        objects = self._cache or self._objects
+        return maintenance.gc(self._index, objects, dry_run=dry_run, grace=grace)
 
     def stats(self) -> dict[str, Any]:
         """Count entries, blobs and bytes.

@@ -342,7 +342,7 @@ class FileSource(Source):
 
     def open(self) -> BinaryIO:
         """Open a reader of its own over the file that is held."""
-        return io.BufferedReader(_PositionedReader(self._file.fileno(), self.size, self._path))
+        return io.BufferedReader(_DescriptorReader(self._file.fileno(), self.size, self._path))
 
     def read(self) -> bytes:
         """Read the whole file."""
@@ -380,6 +380,86 @@ class FileSource(Source):
         self._file.close()
 
 
+class PositionedReader(io.RawIOBase):
+    """A raw reader that keeps its position itself; subclasses give `end` and `read_at`.
+
+    What cannot be is refused with `ValueError`, as by other files: to read when it is closed, or to
+    move to before the start. Moving beyond the end can be: there is nothing to read there.
+    """
+
+    def __init__(self) -> None:
+        self._position = 0
+
+    @abstractmethod
+    def end(self) -> int:
+        """Tell the position behind the last byte."""
+
+    @abstractmethod
+    def read_at(self, position: int, buffer: memoryview) -> int:
+        """Read into `buffer`; returns how many bytes, 0 only at the end."""
+
+    def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]
+        """Read as much as there is room for, or less."""
+        self._check_open()
+        count = self.read_at(self._position, memoryview(buffer).cast("B"))
+        self._position += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move; nothing is read."""
+        self._check_open()
+        if whence == io.SEEK_CUR:
+            offset += self._position
+        elif whence == io.SEEK_END:
+            offset += self.end()
+        elif whence != io.SEEK_SET:
+            raise ValueError(f"whence is 0, 1 or 2, not {whence!r}")
+        if offset < 0:
+            raise ValueError(f"cannot seek to {offset}: a position is not negative")
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        """Give the position."""
+        self._check_open()
+        return self._position
+
+    def readable(self) -> bool:
+        """Say yes."""
+        self._check_open()
+        return True
+
+    def seekable(self) -> bool:
+        """Say yes."""
+        self._check_open()
+        return True
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+
+class RangeReader(PositionedReader):
+    """A raw reader that is given its bytes by range; subclasses give `end` and `read_range`."""
+
+    @abstractmethod
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Read bytes ``[start, stop)``, clipped at the end."""
+
+    def read_at(self, position: int, buffer: memoryview) -> int:
+        """Read a range as long as the buffer."""
+        data = self.read_range(position, position + len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def readall(self) -> bytes:
+        """Read the rest in one piece."""
+        self._check_open()
+        data = self.read_range(self._position, self.end())
+        self._position += len(data)
+        return data
+
+
 class WrappedReader(io.RawIOBase):
     """A raw reader over another one, which it closes with itself; subclasses give `readinto`."""
 
@@ -409,39 +489,24 @@ class WrappedReader(io.RawIOBase):
         super().close()
 
 
-class _PositionedReader(io.RawIOBase):
+class _DescriptorReader(PositionedReader):
     """Reads a descriptor by position, so that many readers share it without a common offset."""
 
     def __init__(self, descriptor: int, size: int, path: Path) -> None:
+        super().__init__()
         # A duplicate: the reader may outlive the source that lent the descriptor.
         self._descriptor = os.dup(descriptor)
         self._size = size
-        self._position = 0
         self.name = str(path)
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def end(self) -> int:
+        return self._size
+
+    def read_at(self, position: int, buffer: memoryview) -> int:
         try:
-            count = os.preadv(self._descriptor, [buffer], self._position)
+            return os.preadv(self._descriptor, [buffer], position)
         except OSError as exc:
             raise from_os_error(exc, f"reading {self.name}") from exc
-        self._position += count
-        return count
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}: a position is not negative")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
 
     def close(self) -> None:
         if not self.closed:

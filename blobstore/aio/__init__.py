@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blobstore.aio.classes import to_sync as to_sync
     from blobstore.aio.face import AsyncFace as AsyncFace
     from blobstore.aio.names import AsyncBase64Store as AsyncBase64Store
+    from blobstore.aio.names import AsyncBucketStore as AsyncBucketStore
     from blobstore.aio.names import AsyncBufferStore as AsyncBufferStore
     from blobstore.aio.names import AsyncCachingStore as AsyncCachingStore
     from blobstore.aio.names import AsyncChecksumStore as AsyncChecksumStore
@@ -85,6 +86,7 @@ _HOME = {
 
 _STORES = (
     "AsyncBase64Store",
+    "AsyncBucketStore",
     "AsyncBufferStore",
     "AsyncCachingStore",
     "AsyncChecksumStore",

@@ -10,7 +10,7 @@ from typing import BinaryIO
 from blobstore.aio.loop_hop import LoopHop
 from blobstore.aio.store import AsyncReader, AsyncSink
 from blobstore.lending import LentFile, SinkTurn
-from blobstore.streams import CHUNK, Buffer, Sink, Source, as_contiguous
+from blobstore.streams import CHUNK, Buffer, RangeReader, Sink, Source, as_contiguous
 
 _READ_AHEAD = 128 << 10
 
@@ -90,40 +90,19 @@ class _LoopSource(Source):
             self._hop.dismiss(self._reader.close)
 
 
-class _SourceReader(io.RawIOBase):
+class _SourceReader(RangeReader):
     """A file over a source that is shared, with a position of its own."""
 
     def __init__(self, source: _LoopSource) -> None:
+        super().__init__()
         self._source = source
-        self._position = 0
         source.acquire(id(self))
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._source.read_range(self._position, self._position + len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+    def end(self) -> int:
+        return self._source.size
 
-    def readall(self) -> bytes:
-        data = self._source.read_range(self._position, self._source.size)
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._source.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}: a position is not negative")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+    def read_range(self, start: int, stop: int) -> bytes:
+        return self._source.read_range(start, stop)
 
     def close(self) -> None:
         if not self.closed:

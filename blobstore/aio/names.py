@@ -8,19 +8,45 @@ A test holds it to what is made.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
 if TYPE_CHECKING:
     from blobstore.aio.classes import AsyncClass
     from blobstore.aio.store import AsyncObjectStore, AsyncReader
     from blobstore.protocols import ObjectStore
+    from blobstore.streams import Buffer
     from blobstore.wrappers.mirror_repair import RepairReport
     from blobstore.wrappers.routing import Target
 
     H = TypeVar("H", bound=Callable[..., object])
 
     class AsyncBase64Store(AsyncClass): ...
+
+    class AsyncBucketStore(AsyncClass):
+        @property
+        def bucket_name(self) -> str: ...
+
+        @property
+        def endpoint_url(self) -> str | None: ...
+
+        @property
+        def region(self) -> str | None: ...
+
+        @classmethod
+        def from_url(cls, url: str, **options: Any) -> Self: ...
+
+        async def metadata(self, key: str) -> dict[str, str]: ...
+
+        async def presigned_get(self, key: str, expiry: float = 3600) -> str: ...
+
+        async def presigned_put(self, key: str, expiry: float = 3600) -> str: ...
+
+        async def put_if_match(self, key: str, data: Buffer, etag: str) -> str: ...
+
+        async def put_with_metadata(
+            self, key: str, data: Buffer, metadata: Mapping[str, str]
+        ) -> None: ...
 
     class AsyncBufferStore(AsyncClass): ...
 

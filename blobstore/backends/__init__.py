@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from blobstore.registry import load
 
 if TYPE_CHECKING:
+    from blobstore.backends.blob.bucket import BucketStore as BucketStore
     from blobstore.backends.blob.filesystem import FilesystemBlobBackend as FilesystemBlobBackend
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
     from blobstore.backends.blob.hashdir import HashdirStore as HashdirStore
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BlobBackend": "blobstore.protocols",
+    "BucketStore": "blobstore.backends.blob.bucket",
     "DictStore": "blobstore.backends.blob.memory",
     "FilesystemBlobBackend": "blobstore.backends.blob.filesystem",
     "FilesystemStore": "blobstore.backends.blob.filesystem",

@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from blobstore.backends.blob.urls import LOCAL, StoreUrl, known_schemes
 from blobstore.config.arguments import Parameters, construct
 from blobstore.config.factory import StoreFactory
 from blobstore.config.places import Place, did_you_mean
 from blobstore.config.resolve import NOTHING, StoreClass, store_class
 from blobstore.errors import ConfigError, from_os_error
-from blobstore.protocols import ObjectStore
-from blobstore.registry import object_stores, store_types
 
 _YAML = "YAML"
 _YAML_SUFFIXES = (".yaml", ".yml")
 _ONLY = "store"
-_TYPE_OF_SCHEME = {
-    "memory": "DictStore",
-    "file": "FilesystemStore",
-    "sqlite": "SqliteStore",
-    "zip": "ZipStore",
-}
-_LATER = {"s3": "buckets"}
 _TYPE_OF_SUFFIX = {
     ".zip": "ZipStore",
     ".db": "SqliteStore",
@@ -58,6 +47,7 @@ def open_store(
     ``file:///data/objects``                        `FilesystemStore`
     ``sqlite:///data/objects.db``                   `SqliteStore`
     ``zip:///data/objects.zip``                     `ZipStore`
+    ``s3://bucket/prefix``, ``gs://``, ``az://``    `BucketStore`; credentials are never in the URL
     a URL of another scheme                         the class of that name that a package offers
                                                     or that was registered: its ``from_url(url,
                                                     **options)``
@@ -172,113 +162,18 @@ def _mode(path: Path) -> int:
         return 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Url:
-    """A URL, taken apart; the place shows neither its user and password nor its query."""
-
-    text: str
-    parts: SplitResult
-    place: Place
-
-    @classmethod
-    def of(cls, text: str) -> _Url:
-        place = Place(f"open_store({text.partition('://')[0] + '://...'!r})")
-        if not text.isprintable():  # urlsplit would leave such characters out without a word
-            raise place.error("a URL has no control characters: write %0A for a line break")
-        try:
-            parts = urlsplit(text)
-            host = parts.hostname or ""
-        except ValueError:
-            # What the library says may show a password, and so may its error.
-            raise place.error(
-                "this is no URL: its host is none, or what is before it has to be %-encoded"
-            ) from None
-        shown = f"{parts.scheme}://{host}{parts.path}"
-        return cls(text, parts, Place(f"open_store({shown!r})"))
-
-    def path(self) -> str:
-        """The file or folder that it names; "" where it names none."""
-        if self.parts.fragment or self.text.endswith("#"):
-            raise self.place.error("a # begins a fragment, which stores have not: write %23 for it")
-        if self.parts.netloc not in ("", "localhost"):
-            raise self.place.error(
-                "there is no host in such a URL: write three slashes before an absolute path, as in "
-                f"{self.parts.scheme}:///data/objects"
-            )
-        try:
-            path = unquote(self.parts.path, errors="strict")
-        except UnicodeDecodeError as exc:
-            raise self.place.error("the path is not UTF-8 when its %.. are decoded") from exc
-        if f"{path}/".startswith(("/./", "/../")):
-            return path[1:]
-        return "/" + path.lstrip("/") if path.startswith("//") else path
-
-    def query(self) -> dict[str, str]:
-        """The options in the query."""
-        try:
-            pairs = parse_qsl(
-                self.parts.query,
-                keep_blank_values=True,
-                strict_parsing=bool(self.parts.query),
-                errors="strict",
-            )
-        except ValueError as exc:
-            raise self.place.error("the query is not of the form ?name=value&name=value") from exc
-        found: dict[str, str] = {}
-        for name, value in pairs:
-            if name in found:
-                raise self.place.error(f"the option {name!r} is given twice")
-            found[name] = value
-        return found
-
-
 def _open_url(text: str, options: Mapping[str, Any]) -> Any:
-    url = _Url.of(text)
-    scheme = url.parts.scheme
-    if scheme not in _TYPE_OF_SCHEME:
-        return _from_url(url, options)
-    found = store_class(_TYPE_OF_SCHEME[scheme], NOTHING, url.place)
-    if scheme == "memory":
-        if url.parts.netloc or url.parts.path or url.parts.fragment:
-            raise url.place.error("nothing can follow memory://")
-        return _construct(found, url.place, [], options, url.query())
-    path = url.path()
-    if path in ("", "/"):
-        raise url.place.error(f"there is no path: write {scheme}:///data/objects")
-    return _construct(found, url.place, [Path(path)], options, url.query())
-
-
-def _from_url(url: _Url, options: Mapping[str, Any]) -> ObjectStore:
-    """Let a class of somebody else make a store of a URL."""
-    scheme = url.parts.scheme
-    offered = {
-        name: registry
-        for registry in (object_stores, store_types)
-        for name in registry.third_party()
-    }
-    if scheme not in offered:
-        if scheme in _LATER:
-            raise url.place.error(f"stores over {_LATER[scheme]} ({scheme}://) are not there yet")
-        known = [*_TYPE_OF_SCHEME, *offered]
-        raise url.place.error(
-            f"no store is known for {scheme!r} URLs: {did_you_mean(scheme, known)}"
+    url = StoreUrl.of(text, "open_store({!r})")
+    place = Place(url.place)
+    if url.scheme in LOCAL:
+        found = store_class(LOCAL[url.scheme].rpartition(":")[2], NOTHING, place)
+        return _construct(found, place, url.arguments(), options, url.query())
+    known = [*known_schemes()]
+    if url.scheme not in known:
+        raise place.error(
+            f"no store is known for {url.scheme!r} URLs: {did_you_mean(url.scheme, known)}"
         )
-    cls = offered[scheme].get(scheme)
-    make: Callable[..., object] | None = getattr(cls, "from_url", None)
-    if make is None:
-        raise url.place.error(f"{cls.__name__} has no classmethod from_url(url, **options)")
-    password = url.parts.password or ""
-    secrets = {
-        "the URL": url.text,
-        "the query": url.parts.query,
-        **{f"?{name}": value for name, value in parse_qsl(url.parts.query)},
-        "the password": password,
-        "***": unquote(password),
-    }
-    made = construct(partial(make, url.text), options, url.place, secrets)
-    if not isinstance(made, ObjectStore):
-        raise url.place.error(f"{cls.__name__}.from_url gave no object store, but {type(made)!r}")
-    return made
+    return url.open(options, lambda make: construct(make, {}, place, url.secrets))
 
 
 def _construct(

@@ -23,7 +23,7 @@ from typing import BinaryIO, TypeVar
 from blobstore.entry import ObjectStat
 from blobstore.errors import UnavailableError
 from blobstore.protocols import Leftover, ObjectStore
-from blobstore.streams import Buffer, Sink, Source
+from blobstore.streams import Buffer, Sink, Source, WrappedReader
 from blobstore.wrappers.base import WrapperSink, WrapperStore
 
 T = TypeVar("T")
@@ -271,33 +271,16 @@ class FaultyStore(WrapperStore):
         self._run("remove_leftover", name, lambda: self.store.remove_leftover(name))
 
 
-class _FaultyReader(io.RawIOBase):
+class _FaultyReader(WrappedReader):
     def __init__(self, file: BinaryIO, store: FaultyStore, key: str) -> None:
-        self._file = file
+        super().__init__(file)
         self._store = store
         self._key = key
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        chunk = self._store._run("read", self._key, lambda: self._file.read(len(buffer)))  # noqa: SLF001
+        chunk = self._store._run("read", self._key, lambda: self._raw.read(len(buffer)))  # noqa: SLF001
         buffer[: len(chunk)] = chunk
         return len(chunk)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
 
 
 class _FaultySource(Source):

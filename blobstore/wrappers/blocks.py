@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import BinaryIO, ClassVar, NamedTuple, Protocol
 
 from blobstore.errors import IntegrityError
-from blobstore.streams import Buffer, WrappedReader
+from blobstore.streams import Buffer, PositionedReader
 from blobstore.wrappers.stream import Encoder, StreamTransformer, gather
 
 BLOCK = 1 << 16
@@ -165,7 +165,7 @@ class BlockEncoder:
         return sealed
 
 
-class PagedReader(WrappedReader):
+class PagedReader(PositionedReader):
     """A raw reader over pages of fixed size, each of which is made of a part of another file.
 
     The last page that was read is kept. Before it says that the end is reached, the last page was
@@ -182,11 +182,11 @@ class PagedReader(WrappedReader):
     """
 
     def __init__(self, raw: BinaryIO, size: int, page_size: int) -> None:
-        super().__init__(raw)
+        super().__init__()
+        self._raw = raw
         self._size = size
         self._page_size = page_size
         self._last = max(0, size - 1) // page_size
-        self._position = 0
         self._number = -1
         self._page = b""
         self._end_was_seen = False
@@ -195,42 +195,38 @@ class PagedReader(WrappedReader):
     def load(self, number: int) -> bytes:
         """Make a page; `IntegrityError` if that cannot be."""
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def end(self) -> int:
+        """Tell the size."""
+        return self._size
+
+    def read_at(self, position: int, buffer: memoryview) -> int:
         """Read what is left of the page at the position."""
-        piece = self._next(len(buffer))
+        piece = self._piece(position, len(buffer))
         buffer[: len(piece)] = piece
-        self._position += len(piece)
         return len(piece)
 
     def readall(self) -> bytes:
         """Read all that is left, page by page."""
+        self._check_open()
         return gather(self._rest())
 
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move; nothing is read."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}: a position is not negative")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        """Give the position."""
-        return self._position
+    def close(self) -> None:
+        """Close both."""
+        if not self.closed:
+            self._raw.close()
+        super().close()
 
     def _rest(self) -> Iterator[memoryview]:
-        while piece := self._next(self._page_size):
+        while piece := self._piece(self._position, self._page_size):
             yield piece
             self._position += len(piece)
 
-    def _next(self, count: int) -> memoryview:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
-        if self._position >= self._size:
+    def _piece(self, position: int, count: int) -> memoryview:
+        if position >= self._size:
             if not self._end_was_seen:
                 self._turn_to(self._last)
             return memoryview(b"")
-        number, start = divmod(self._position, self._page_size)
+        number, start = divmod(position, self._page_size)
         return memoryview(self._turn_to(number))[start : start + count]
 
     def _turn_to(self, number: int) -> bytes:

@@ -26,11 +26,10 @@ from blobstore.errors import (
     ClosedError,
     ConfigError,
     InvalidInputError,
-    InvalidKeyError,
     KeyNotFoundError,
     StorageError,
 )
-from blobstore.keys import random_id
+from blobstore.keys import random_id, require_str
 from blobstore.protocols import BlobBackend, Capabilities, Leftover, ObjectStore, check_range
 from blobstore.streams import CHUNK, Buffer, Sink, Source, as_contiguous
 from blobstore.wrappers.base import WrapperSink, WrapperStore, require_store
@@ -405,9 +404,7 @@ class CachingStore(WrapperStore):
 
     def _check(self, key: str) -> str:
         self._check_open()
-        if not isinstance(key, str):
-            raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
-        return key
+        return require_str(key)
 
     def _check_options(self) -> None:
         main, cache = self.main_store.capabilities, self.cache_store.capabilities

@@ -317,7 +317,18 @@ class _PiecesReader(WrappedReader):
             raise self._transformer.damaged(exc, self._key) from exc
 
 
-class GzipStore(StreamTransformingStore):
+class _CompressingStore(StreamTransformingStore):
+    """What the three stores have in common."""
+
+    def __init__(self, store: ObjectStore, transformer: _Compression) -> None:
+        super().__init__(store, transformer)
+        self.level = transformer.level
+
+    def _shown(self) -> dict[str, Any]:
+        return {"level": self.level}
+
+
+class GzipStore(_CompressingStore):
     """Keeps objects as gzip files.
 
     Equal objects are stored as equal bytes: there is no time stamp in them. Files by other tools
@@ -347,13 +358,9 @@ class GzipStore(StreamTransformingStore):
 
     def __init__(self, store: ObjectStore, level: int = 6) -> None:
         super().__init__(store, GzipTransformer(level))
-        self.level = level
-
-    def _shown(self) -> dict[str, Any]:
-        return {"level": self.level}
 
 
-class ZstdStore(StreamTransformingStore):
+class ZstdStore(_CompressingStore):
     """Keeps objects as Zstandard frames with a checksum: smaller than LZ4, faster than gzip.
 
     Files by other tools are read, too, if their window is no larger than 128 MiB. What was cut off
@@ -382,13 +389,9 @@ class ZstdStore(StreamTransformingStore):
 
     def __init__(self, store: ObjectStore, level: int = 3) -> None:
         super().__init__(store, ZstdTransformer(level))
-        self.level = level
-
-    def _shown(self) -> dict[str, Any]:
-        return {"level": self.level}
 
 
-class Lz4Store(StreamTransformingStore):
+class Lz4Store(_CompressingStore):
     """Keeps objects as LZ4 frames with a checksum: the fastest of all.
 
     Files by other tools are read, too. What was cut off or altered is `IntegrityError`, at the
@@ -417,7 +420,3 @@ class Lz4Store(StreamTransformingStore):
 
     def __init__(self, store: ObjectStore, level: int = 1) -> None:
         super().__init__(store, Lz4Transformer(level))
-        self.level = level
-
-    def _shown(self) -> dict[str, Any]:
-        return {"level": self.level}

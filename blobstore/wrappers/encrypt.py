@@ -16,9 +16,9 @@ from blobstore.errors import (
     BlobStoreError,
     ConfigError,
     IntegrityError,
-    InvalidKeyError,
     KeyNotFoundError,
 )
+from blobstore.keys import require_str
 from blobstore.protocols import ObjectStore
 from blobstore.streams import Buffer, copy_stream
 from blobstore.wrappers.blocks import BlockTransformer, Layout, Sealer, read_exactly
@@ -239,6 +239,4 @@ def _nonce(index: int, last: bool) -> bytes:
 
 
 def _name(key: object) -> bytes:
-    if not isinstance(key, str):
-        raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
-    return key.encode("utf-8", "surrogatepass")
+    return require_str(key).encode("utf-8", "surrogatepass")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from blobstore.errors import BlobStoreError
-from blobstore.streams import Source
+from blobstore.streams import Source, WrappedReader
 
 T = TypeVar("T")
 
@@ -54,9 +54,9 @@ def fallback_reader(files: Iterator[BinaryIO], given: _Given | None = None) -> B
     return io.BufferedReader(_FallbackReader(next(files), files, given or _Given()), 1 << 16)
 
 
-class _FallbackReader(io.RawIOBase):
+class _FallbackReader(WrappedReader):
     def __init__(self, first: BinaryIO, others: Iterator[BinaryIO], given: _Given) -> None:
-        self._file = first
+        super().__init__(first)
         self._others = others
         self._given = given
         self._position = 0
@@ -79,24 +79,13 @@ class _FallbackReader(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
     def _gave(self, chunk: bytes) -> bytes:
         self._given.any |= bool(chunk)
         self._position += len(chunk)
         return chunk
 
     def _attempt(self, act: Callable[[BinaryIO], T]) -> T:
-        return self._given.attempt(lambda: act(self._file), self._go_on)
+        return self._given.attempt(lambda: act(self._raw), self._go_on)
 
     def _go_on(self) -> bool:
         """Change over to the next file that could be the same object; False if there is none."""
@@ -109,7 +98,7 @@ class _FallbackReader(io.RawIOBase):
             with contextlib.suppress(*_ERRORS):
                 if self._size in (None, following.seek(0, io.SEEK_END)):
                     following.seek(self._position)
-                    self._file, following = following, self._file
+                    self._raw, following = following, self._raw
                     return True
             return False
         finally:

@@ -12,10 +12,10 @@ from blobstore.entry import ObjectStat
 from blobstore.errors import (
     BlobStoreError,
     ConfigError,
-    InvalidKeyError,
     KeyNotFoundError,
     NotSupportedError,
 )
+from blobstore.keys import require_str
 from blobstore.protocols import Capabilities, ObjectStore
 from blobstore.streams import Buffer, Sink, Source
 from blobstore.wrappers.base import WrapperSink, WrapperStore
@@ -138,7 +138,7 @@ class KeyTransformingStore(WrapperStore):
         """Give the keys of this store that start with `prefix`."""
         if not self.transformer.reversible:
             raise NotSupportedError(f"{self!r} cannot list: its keys cannot be turned back")
-        found = self.store.keys(self.transform_prefix(_require_str(prefix)))
+        found = self.store.keys(self.transform_prefix(require_str(prefix)))
         return self._own_keys(found, prefix)
 
     def get_range(self, key: str, start: int, stop: int) -> bytes:
@@ -191,7 +191,7 @@ class KeyTransformingStore(WrapperStore):
         self.store.sync([self._stored(key) for key in keys])
 
     def _stored(self, key: str) -> str:
-        return self.transform_key(_require_str(key))
+        return self.transform_key(require_str(key))
 
     def _named(self, key: str) -> _named:
         return _named(key, self._stored(key))
@@ -253,23 +253,3 @@ class _NamedSink(WrapperSink):
                 f"({place}), which a key transformation cannot follow",
                 location=self._key,
             )
-
-
-def _require_str(key: object) -> str:
-    if not isinstance(key, str):
-        raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
-    return key
-
-
-def encode_key(key: str) -> bytes:
-    """The UTF-8 of a key, for transformations that need it.
-
-    Raises
-    ------
-    InvalidKeyError
-        It has none: there is a lone surrogate in it.
-    """
-    try:
-        return key.encode()
-    except UnicodeEncodeError as exc:
-        raise InvalidKeyError(f"the key {key!a} is no text: it has no UTF-8", location=key) from exc

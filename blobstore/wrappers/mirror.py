@@ -24,9 +24,9 @@ from blobstore.errors import (
     ClosedError,
     ConfigError,
     InvalidInputError,
-    InvalidKeyError,
     KeyNotFoundError,
 )
+from blobstore.keys import require_str
 from blobstore.protocols import Capabilities, Leftover, ObjectStore, check_range
 from blobstore.streams import Buffer, Sink, Source, as_contiguous, copy_stream
 from blobstore.wrappers.base import require_store
@@ -432,9 +432,7 @@ class MirroringStore(ObjectStore):
 
     def _check(self, key: str) -> str:
         self._check_open()
-        if not isinstance(key, str):
-            raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
-        return key
+        return require_str(key)
 
 
 FanoutStore = MirroringStore

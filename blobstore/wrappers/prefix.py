@@ -6,8 +6,9 @@ import hashlib
 from typing import Any
 
 from blobstore.errors import ConfigError
+from blobstore.keys import encode_key
 from blobstore.protocols import ObjectStore
-from blobstore.wrappers.key_transform import KeyTransformer, KeyTransformingStore, encode_key
+from blobstore.wrappers.key_transform import KeyTransformer, KeyTransformingStore
 
 _DIGITS = 64  # of a SHA-256 in hexadecimal
 

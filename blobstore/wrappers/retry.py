@@ -31,7 +31,15 @@ from blobstore.errors import (
 )
 from blobstore.lending import LentFile, SinkTurn
 from blobstore.protocols import Leftover, ObjectStore
-from blobstore.streams import CHUNK, Buffer, Sink, Source, as_contiguous, copy_stream
+from blobstore.streams import (
+    CHUNK,
+    Buffer,
+    PositionedReader,
+    Sink,
+    Source,
+    as_contiguous,
+    copy_stream,
+)
 from blobstore.wrappers.base import WrapperStore
 from blobstore.wrappers.stream import IN_MEMORY
 
@@ -482,56 +490,42 @@ class _Held(Generic[H]):
         raise error
 
 
-class _ResumingReader(io.RawIOBase):
+class _ResumingReader(PositionedReader):
     """Reads on where it was when reading failed."""
 
     def __init__(self, held: _Held[BinaryIO]) -> None:
+        super().__init__()
         self._held = held
-        self._position = 0
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        chunk = self._read(len(buffer))
+    def end(self) -> int:
+        return self._held.use(lambda raw: raw.seek(0, io.SEEK_END))
+
+    def read_at(self, position: int, buffer: memoryview) -> int:
+        chunk = self._read(position, len(buffer))
         buffer[: len(chunk)] = chunk
         return len(chunk)
 
     def readall(self) -> bytes:
         # The inherited one asks for a few KiB at a time.
-        return b"".join(iter(lambda: self._read(CHUNK), b""))
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        position = offset
-        if whence == io.SEEK_CUR:
-            position += self._position
-        elif whence == io.SEEK_END:
-            position += self._held.use(lambda raw: raw.seek(0, io.SEEK_END))
-        if position < 0:
-            raise ValueError(f"cannot seek to {position}: a position is not negative")
-        self._position = position
-        return position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+        return b"".join(self._rest())
 
     def close(self) -> None:
         if not self.closed:
             self._held.close()
         super().close()
 
-    def _read(self, size: int) -> bytes:
+    def _rest(self) -> Iterator[bytes]:
+        while chunk := self._read(self._position, CHUNK):
+            self._position += len(chunk)
+            yield chunk
+
+    def _read(self, position: int, size: int) -> bytes:
         def attempt(raw: BinaryIO) -> bytes:
-            if raw.tell() != self._position:
-                raw.seek(self._position)
+            if raw.tell() != position:
+                raw.seek(position)
             return raw.read(size)
 
-        chunk = self._held.use(attempt)
-        self._position += len(chunk)
-        return chunk
+        return self._held.use(attempt)
 
 
 class _ResumingSource(Source):

@@ -14,10 +14,10 @@ from blobstore.errors import (
     ClosedError,
     ConfigError,
     InvalidInputError,
-    InvalidKeyError,
     NotSupportedError,
     RejectedKeyError,
 )
+from blobstore.keys import require_str
 from blobstore.protocols import Capabilities, Leftover, ObjectStore
 from blobstore.streams import Buffer, Sink, Source, copy_stream
 from blobstore.wrappers.base import WrapperSink, require_store
@@ -246,9 +246,8 @@ class RegexRoutingStore(ObjectStore):
 
     def _route(self, key: str) -> ObjectStore | None:
         self._check_open()
-        if not isinstance(key, str):
-            raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
-        return next((r.store for r in self._routes if r.pattern.search(key)), None)
+        name = require_str(key)
+        return next((r.store for r in self._routes if r.pattern.search(name)), None)
 
     def _target(self, key: str) -> ObjectStore:
         target = self._route(key)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import urllib.parse
 
 from blobstore.errors import InvalidKeyError
+from blobstore.keys import encode_key
 from blobstore.protocols import ObjectStore
-from blobstore.wrappers.key_transform import KeyTransformer, KeyTransformingStore, encode_key
+from blobstore.wrappers.key_transform import KeyTransformer, KeyTransformingStore
 
 _EMPTY = "%"
 """What an empty segment becomes: nothing else is encoded as a percent sign alone."""

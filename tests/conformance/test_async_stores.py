@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,30 +27,6 @@ from blobstore.errors import ClosedError, InvalidKeyError, KeyNotFoundError
 from blobstore.protocols import Capabilities
 from blobstore.streams import as_contiguous
 from blobstore.testing.object_store import ObjectStoreSuite
-
-
-class Background:
-    """An event loop that runs in a thread of its own, for the suite to hop to."""
-
-    loop: ClassVar[asyncio.AbstractEventLoop]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def background_loop():
-    started = threading.Event()
-    ended = asyncio.Event()
-
-    async def main() -> None:
-        Background.loop = asyncio.get_running_loop()
-        started.set()
-        await ended.wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    started.wait()
-    yield
-    Background.loop.call_soon_threadsafe(ended.set)
-    thread.join()
 
 
 class FiveMethods(AsyncObjectStore):
@@ -103,6 +78,7 @@ class Ranged(FiveMethods):
     capabilities = Capabilities(persistent=False, ranges=True)
 
 
+@pytest.mark.usefixtures("background_loop")
 class AsyncStoreSuite(ObjectStoreSuite):
     forks = False
     picklable = False
@@ -111,7 +87,7 @@ class AsyncStoreSuite(ObjectStoreSuite):
     make: ClassVar[Callable[[Path], AsyncObjectStore]]
 
     def make_store(self, tmp_path):
-        return SyncBridge(type(self).make(tmp_path), Background.loop)
+        return SyncBridge(type(self).make(tmp_path), self.loop)
 
     def test_it_is_what_is_driven(self, store):
         assert isinstance(store.async_store, AsyncObjectStore)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ import pytest
 from blobstore import aio
 from blobstore.aio.bridge import SyncBridge
 from blobstore.errors import NotSupportedError
+from blobstore.keys import random_id
 from blobstore.registry import store_types
 from blobstore.testing.object_store import ObjectStoreSuite
 from blobstore.testing.value_store import ValueStoreSuite
@@ -21,6 +21,18 @@ from blobstore.wrappers.prefix import PrefixTransformer
 
 KEY = bytes(range(32))
 PATHS = {"key_style": "paths"}
+IN_BUCKET = {
+    "pytestmark": pytest.mark.usefixtures("in_bucket"),
+    # This server refuses long names between two slashes.
+    "odd_keys": property(
+        lambda suite: [key for key in ObjectStoreSuite.odd_keys.fget(suite) if len(key) < 1000]
+    ),
+}
+
+
+def bucket_store(_: Path) -> aio.AsyncObjectStore:
+    return aio.AsyncBucketStore(**Bucket.arguments, prefix=random_id())
+
 
 # Store types that keep bytes: how to make the async one, and what is special about its suite.
 STORES: dict[str, tuple[Callable[[Path], aio.AsyncObjectStore], dict[str, Any]]] = {
@@ -32,6 +44,7 @@ STORES: dict[str, tuple[Callable[[Path], aio.AsyncObjectStore], dict[str, Any]]]
     ),
     "HashdirStore": (lambda p: aio.AsyncHashdirStore(p / "r"), {}),
     "SafeFilesystemStore": (lambda p: aio.AsyncSafeFilesystemStore(p / "r"), {}),
+    "BucketStore": (bucket_store, IN_BUCKET),
     "SqliteStore": (lambda p: aio.AsyncSqliteStore(p / "r.db"), {}),
     "ZipStore": (lambda p: aio.AsyncZipStore(p / "r.zip"), PATHS),
 }
@@ -66,38 +79,34 @@ APART = {"ReadonlyStore", "WriteonlyStore", "UrlValidatingStore"}
 """Not for these suites: tested below, like those of other values than bytes."""
 
 
-class Background:
-    """An event loop that runs in a thread of its own, for the suite to hop to."""
+class Bucket:
+    """Where the stores in buckets are; they share one."""
 
-    loop: ClassVar[asyncio.AbstractEventLoop]
+    arguments: ClassVar[dict[str, Any]]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def background_loop():
-    started = threading.Event()
-    ended = asyncio.Event()
-
-    async def main() -> None:
-        Background.loop = asyncio.get_running_loop()
-        started.set()
-        await ended.wait()
-
-    thread = threading.Thread(target=asyncio.run, args=(main(),))
-    thread.start()
-    started.wait()
+@pytest.fixture(scope="module")
+def in_bucket(s3_server):
+    Bucket.arguments = {
+        "bucket_name": s3_server.new_bucket(),
+        "endpoint_url": s3_server.endpoint,
+        "s3_access_key": s3_server.access_key,
+        "s3_secret_key": s3_server.secret_key,
+    }
     yield
-    Background.loop.call_soon_threadsafe(ended.set)
-    thread.join()
+    s3_server.delete_bucket(Bucket.arguments["bucket_name"])
 
 
+@pytest.mark.usefixtures("background_loop")
 class Driven(ObjectStoreSuite):
     forks = False
     picklable = False
     machine_examples = 2
+    loop: ClassVar[asyncio.AbstractEventLoop]
     make: ClassVar[Callable[[Path], aio.AsyncObjectStore]]
 
     def make_store(self, tmp_path):
-        return SyncBridge(type(self).make(tmp_path), Background.loop)
+        return SyncBridge(type(self).make(tmp_path), self.loop)
 
 
 def _suites() -> dict[str, type]:
@@ -119,12 +128,14 @@ def test_every_store_type_has_its_line():
     assert here == set(store_types.names()) - set(store_types.third_party())
 
 
+@pytest.mark.usefixtures("background_loop")
 class DrivenValues(ValueStoreSuite):
     picklable = False
+    loop: ClassVar[asyncio.AbstractEventLoop]
     wrap: ClassVar[Callable[[Any], aio.AsyncObjectStore]]
 
     def make_store(self, tmp_path):
-        return SyncBridge(type(self).wrap(aio.AsyncDictStore()), Background.loop)
+        return SyncBridge(type(self).wrap(aio.AsyncDictStore()), self.loop)
 
 
 class TestAsyncTextEncodingStore(DrivenValues):

@@ -112,6 +112,38 @@ class TestSqliteOverMemory(InstanceSuite):
         return DictStore()
 
 
+@pytest.fixture(scope="module")
+def database(postgres_server):
+    """One for all stores of this module: each is on its own in it."""
+    url = postgres_server.new_database()
+    yield url
+    postgres_server.drop_database(url)
+
+
+class TestPostgresOverFiles(BlobStoreSuite):
+    """As it is by default: small values lie in the index."""
+
+    @pytest.fixture(autouse=True)
+    def in_a_database(self, database):
+        self.url = database
+
+    def make_store(self, folder):
+        return BlobStore(folder, backend=self.url, content_addressable=self.content_addressable)
+
+
+class TestPostgresOverFilesShared(TestPostgresOverFiles):
+    content_addressable = True
+
+
+class TestPostgresOverMemory(InstanceSuite):
+    @pytest.fixture(autouse=True)
+    def in_a_database(self, database):
+        type(self).backend = database
+
+    def make_objects(self, folder):
+        return DictStore()
+
+
 class TestJsonOverMemoryByName(BlobStoreSuite):
     reopens = False
     shares = False

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from blobstore.keys import random_id
 from blobstore.protocols import Delete
 from blobstore.query import Query
 from blobstore.testing.metadata_backend import (
@@ -30,12 +33,8 @@ class TestJsonBackend(MetadataBackendSuite):
         return JsonBackend(path, **options)
 
 
-class TestSqliteBackend(MetadataBackendSuite):
-    def make_backend(self, path, **options):
-        from blobstore.backends.metadata.sql import SqlBackend
-
-        path.mkdir(parents=True, exist_ok=True)
-        return SqlBackend(path / "cache_metadata.db", **options)
+class SqlSuite(MetadataBackendSuite):
+    """What all databases have besides."""
 
     def test_namespaces_are_apart(self, place):
         """Keys, blobs, digests and store ids of one namespace are not those of another."""
@@ -60,3 +59,35 @@ class TestSqliteBackend(MetadataBackendSuite):
             assert (one.store_id, one.count(Query())) == (store_id, 1)
         with self.opened(place) as default:
             assert default.count(Query()) == 0
+
+
+class TestSqliteBackend(SqlSuite):
+    def make_backend(self, path, **options):
+        from blobstore.backends.metadata.sql import SqlBackend
+
+        path.mkdir(parents=True, exist_ok=True)
+        return SqlBackend(path / "cache_metadata.db", **options)
+
+
+@pytest.fixture(scope="module")
+def database(postgres_server):
+    url = postgres_server.new_database()
+    yield url
+    postgres_server.drop_database(url)
+
+
+class TestPostgresBackend(SqlSuite):
+    """All tests share a database: each folder has namespaces of its own."""
+
+    @pytest.fixture(autouse=True)
+    def in_a_database(self, database):
+        self.url = database
+
+    def make_backend(self, path, *, namespace="default", **options):
+        from blobstore.backends.metadata.sql import SqlBackend
+
+        path.mkdir(parents=True, exist_ok=True)
+        mark = path / "mark"
+        if not mark.exists():
+            mark.write_text(random_id())
+        return SqlBackend(self.url, namespace=f"{mark.read_text()}/{namespace}", **options)

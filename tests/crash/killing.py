@@ -3,23 +3,19 @@
 Run as a program in a process of its own, so that forking is safe: it imports everything once,
 then forks a child for each kill. What is found afterwards goes to standard output as JSON.
 
-A step is a call into C that can touch a file or the database; `sys.setprofile` sees each of them
-before it is made. Nothing in the package knows of this.
+What a step is, `steps` tells.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
 import sys
-import threading
-import traceback
 from pathlib import Path
 
 import numpy as np
+from steps import in_child, kill_at_every_step, killed_at_some_moment, take_in
 
 from blobstore import BlobStore
 
@@ -112,41 +108,6 @@ SCENARIOS = {
 }
 
 
-class KillAt:
-    """A profile function that ends the process at the n-th step."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-        self.seen = 0
-        self.lock = threading.Lock()
-
-    def __call__(self, frame, event, argument) -> None:
-        if event != "c_call" or getattr(argument, "__name__", "") not in STEPS:
-            return
-        if isinstance(argument.__self__, str):
-            return  # str.replace
-        with self.lock:
-            self.seen += 1
-            self.left -= 1
-            if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_child(work) -> int:
-    """Run `work` in a forked child; returns the wait status."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitpid(child, 0)[1]
-
-
 def prepare(folder: Path, options: dict, seed: int | None) -> None:
     def work() -> None:
         with BlobStore(folder, **options) as store:
@@ -199,29 +160,14 @@ def warm_up(root: Path, options: dict) -> None:
 def every_step(root: Path, options: dict, scenario: str) -> dict:
     """Kill the change at step 1, 2, 3 ... until it gets through."""
     change, seed, allowed = SCENARIOS[scenario]
-    others = scenario != "clear"
-    master = root / "master"
-    prepare(master, options, seed)
-    kills = 0
-    while True:
-        folder = root / "victim"
-        shutil.copytree(master, folder)
-
-        def work(n: int = kills + 1, folder: Path = folder) -> None:
-            store = BlobStore(folder, **options)
-            killer = KillAt(n)
-            threading.setprofile(killer)
-            sys.setprofile(killer)
-            change(store)
-            sys.setprofile(None)
-
-        status = in_child(work)
-        examine(folder, options, allowed, others=others)
-        shutil.rmtree(folder)
-        if status == 0:
-            return {"kills": kills}
-        assert os.WIFSIGNALED(status), "the change failed by itself; its error is above"
-        kills += 1
+    prepare(root / "master", options, seed)
+    return kill_at_every_step(
+        root,
+        STEPS,
+        lambda folder: BlobStore(folder, **options),
+        change,
+        lambda folder: examine(folder, options, allowed, others=scenario != "clear"),
+    )
 
 
 def random_moments(root: Path, options: dict, kills: int, seed: int) -> dict:
@@ -232,44 +178,25 @@ def random_moments(root: Path, options: dict, kills: int, seed: int) -> dict:
     # For each key the seeds it may have: the last acknowledged one, and those begun since then.
     possible: dict[str, set[int | None]] = {}
     for number in range(kills):
-        for word, key, written in busy(folder, options, rng, number):
-            if word == "done":
-                possible[key] = {written}
-            else:
-                possible.setdefault(key, {None}).add(written)
+        lines = killed_at_some_moment(busy(folder, options, rng, number), rng)
+        take_in(possible, lines, int)
         examine_possible(folder, options, possible)
     return {"kills": kills, "keys": len(possible)}
 
 
-def busy(folder: Path, options: dict, rng: random.Random, number: int) -> list[tuple]:
-    """Run a writer until it is killed; gives what it had begun, and what it had done."""
-    read_end, write_end = os.pipe()
-    start = rng.randrange(1 << 30)
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        try:
-            store = BlobStore(folder, **options)
-            mine = random.Random(start)
-            for i in range(100_000):
-                key, seed = f"k{mine.randrange(8)}", number * 100_000 + i
-                line = f"{key} {seed}\n"
-                os.write(write_end, b"begin " + line.encode())
-                put(store, key, seed, big=mine.random() < 0.5)
-                os.write(write_end, b"done " + line.encode())
-        except BaseException:
-            traceback.print_exc()
-        os._exit(1)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        log = [pipe.readline()]  # the writer is at work now
-        # A real delay is the point here: the kill comes at whatever moment it comes.
-        threading.Event().wait(rng.random() * 0.02)
-        os.kill(child, signal.SIGKILL)
-        log += pipe.read().splitlines(keepends=True)
-    os.waitpid(child, 0)
-    whole_lines = [line.split() for line in log if line.endswith(b"\n")]
-    return [(word.decode(), key.decode(), int(seed)) for word, key, seed in whole_lines]
+def busy(folder: Path, options: dict, rng: random.Random, number: int):
+    """Make a writer that says what it begins, and what it has done."""
+    mine = random.Random(rng.randrange(1 << 30))
+
+    def write(say) -> None:
+        store = BlobStore(folder, **options)
+        for i in range(100_000):
+            key, seed = f"k{mine.randrange(8)}", number * 100_000 + i
+            say(f"begin {key} {seed}")
+            put(store, key, seed, big=mine.random() < 0.5)
+            say(f"done {key} {seed}")
+
+    return write
 
 
 def examine_possible(folder: Path, options: dict, possible: dict) -> None:

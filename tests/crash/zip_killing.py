@@ -1,8 +1,7 @@
 """Kills writers of a ZipStore, at each of their steps or at random moments, and looks at what is left.
 
 Run as a program in a process of its own, so that forking is safe; what is found goes to standard
-output as JSON. A step is a call into C that can touch a file: `sys.setprofile` sees each before it
-is made.
+output as JSON. What a step is, `steps` tells.
 """
 
 from __future__ import annotations
@@ -10,13 +9,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
-import signal
 import sys
-import threading
-import traceback
 import zipfile
 from pathlib import Path
+
+from steps import in_child, kill_at_every_step, killed_at_some_moment, take_in
 
 from blobstore.backends.blob.zip import ZipStore
 
@@ -79,36 +76,6 @@ SCENARIOS = {
     "close": (close, OLD, {OLD, NEW}),
     "compact": (compact, OLD, {OLD, NEW}),
 }
-
-
-class KillAt:
-    """A profile function that ends the process at the n-th step."""
-
-    def __init__(self, n: int) -> None:
-        self.left = n
-
-    def __call__(self, frame, event, argument) -> None:
-        if event != "c_call" or getattr(argument, "__name__", "") not in STEPS:
-            return
-        if isinstance(argument.__self__, str):
-            return  # str.replace
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def in_child(work) -> int:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            work()
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return os.waitpid(child, 0)[1]
 
 
 def prepare(folder: Path, options: dict, content: bytes | None, *, foreign: bool) -> None:
@@ -179,24 +146,13 @@ def every_step(root: Path, options: dict, scenario: str, *, foreign: bool) -> di
     possible: dict[str, set] = {"key": allowed}
     if content is not None or foreign:
         possible |= {key: {data} for key, data in OTHERS.items()}
-    kills = 0
-    while True:
-        folder = root / "victim"
-        shutil.copytree(root / "master", folder)
-
-        def work(n: int = kills + 1, folder: Path = folder) -> None:
-            store = ZipStore(folder / "z.zip", **options)
-            sys.setprofile(KillAt(n))
-            change(store)
-            sys.setprofile(None)
-
-        status = in_child(work)
-        examine(folder, options, possible)
-        shutil.rmtree(folder)
-        if status == 0:
-            return {"kills": kills}
-        assert os.WIFSIGNALED(status), "the change failed by itself; its error is above"
-        kills += 1
+    return kill_at_every_step(
+        root,
+        STEPS,
+        lambda folder: ZipStore(folder / "z.zip", **options),
+        change,
+        lambda folder: examine(folder, options, possible),
+    )
 
 
 def random_moments(root: Path, options: dict, kills: int, seed: int) -> dict:
@@ -206,13 +162,8 @@ def random_moments(root: Path, options: dict, kills: int, seed: int) -> dict:
     possible: dict[str, set] = {key: {data} for key, data in OTHERS.items()}
     done = 0
     for _ in range(kills):
-        for word, key, number in busy(root / "store", options, rng):
-            content = made(number)
-            if word == "done":
-                possible[key] = {content}
-                done += 1
-            else:
-                possible.setdefault(key, {None}).add(content)
+        lines = killed_at_some_moment(busy(root / "store", options, rng), rng, longest=0.03)
+        done += take_in(possible, lines, lambda number: made(int(number)))
         examine(root / "store", options, possible)
     return {"kills": kills, "acknowledged": done}
 
@@ -239,34 +190,20 @@ def change_once(store, key: str, number: int) -> None:
         store.compact()
 
 
-def busy(folder: Path, options: dict, rng: random.Random) -> list[tuple]:
-    """Run a writer until it is killed; gives what it had begun, and what it had done."""
-    read_end, write_end = os.pipe()
+def busy(folder: Path, options: dict, rng: random.Random):
+    """Make a writer that says what it begins, and what it has done."""
     start = rng.randrange(1 << 40)
-    child = os.fork()
-    if child == 0:
-        os.close(read_end)
-        try:
-            store = ZipStore(folder / "z.zip", **options)
-            mine = random.Random(start)
-            for number in range(start, start + 100_000):
-                line = f"k/{mine.randrange(8)} {number}\n"
-                os.write(write_end, b"begin " + line.encode())
-                change_once(store, line.split(maxsplit=1)[0], number)
-                os.write(write_end, b"done " + line.encode())
-        except BaseException:
-            traceback.print_exc()
-        os._exit(1)
-    os.close(write_end)
-    with os.fdopen(read_end, "rb") as pipe:
-        log = [pipe.readline()]  # the writer is at work now
-        # A real delay is the point here: the kill comes at whatever moment it comes.
-        threading.Event().wait(rng.random() * 0.03)
-        os.kill(child, signal.SIGKILL)
-        log += pipe.read().splitlines(keepends=True)
-    os.waitpid(child, 0)
-    lines = [line.split() for line in log if line.endswith(b"\n")]
-    return [(word.decode(), key.decode(), int(number)) for word, key, number in lines]
+
+    def write(say) -> None:
+        store = ZipStore(folder / "z.zip", **options)
+        mine = random.Random(start)
+        for number in range(start, start + 100_000):
+            key = f"k/{mine.randrange(8)}"
+            say(f"begin {key} {number}")
+            change_once(store, key, number)
+            say(f"done {key} {number}")
+
+    return write
 
 
 def main() -> None:

@@ -390,6 +390,22 @@ def make_sqlite(path):
     return SqlBackend(path / "cache_metadata.db")
 
 
+def make_postgres(url):
+    from blobstore.backends.metadata.sql import SqlBackend
+
+    return lambda path: SqlBackend(url, namespace=path.name)
+
+
+MAKERS = {"model": make_model, "json": make_json, "sqlite": make_sqlite}
+
+
+@pytest.fixture(params=[*MAKERS, "postgres"])
+def make(request):
+    if request.param == "postgres":
+        return make_postgres(request.getfixturevalue("postgres_url"))
+    return MAKERS[request.param]
+
+
 def run(tmp_path, make, **how):
     numbers = itertools.count()
 
@@ -411,17 +427,10 @@ def run(tmp_path, make, **how):
     )
 
 
-backends = pytest.mark.parametrize(
-    "make", [make_model, make_json, make_sqlite], ids=["model", "json", "sqlite"]
-)
-
-
-@backends
 def test_histories(tmp_path, make):
     run(tmp_path, make, max_examples=25, stateful_step_count=30)
 
 
 @pytest.mark.nightly
-@backends
 def test_many_long_histories(tmp_path, make):
     run(tmp_path, make, max_examples=300, stateful_step_count=50)

@@ -330,20 +330,29 @@ MACHINES = {
     "json-shared": {"backend": "json", "content_addressable": True},
     "sqlite": {"backend": "sqlite"},
     "sqlite-shared": {"backend": "sqlite", "content_addressable": True},
+    "postgres": {"backend": "postgres_url"},
+    "postgres-shared": {"backend": "postgres_url", "content_addressable": True},
 }
 
 
-def run(name, root, **limits):
-    machine = type(name, (StoreMachine,), {"options": MACHINES[name], "root": root})
+@pytest.fixture(params=MACHINES)
+def options(request):
+    """How the stores of a machine are opened."""
+    options = MACHINES[request.param]
+    if options["backend"] == "postgres_url":
+        return options | {"backend": request.getfixturevalue("postgres_url")}
+    return options
+
+
+def run(options, root, **limits):
+    machine = type("Machine", (StoreMachine,), {"options": options, "root": root})
     run_state_machine_as_test(machine, settings=settings(COMMON, **limits))
 
 
-@pytest.mark.parametrize("name", MACHINES)
-def test_random_histories(tmp_path, name):
-    run(name, tmp_path, max_examples=10, stateful_step_count=25)
+def test_random_histories(tmp_path, options):
+    run(options, tmp_path, max_examples=10, stateful_step_count=25)
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("name", MACHINES)
-def test_many_long_random_histories(tmp_path, name):
-    run(name, tmp_path, max_examples=400, stateful_step_count=80, phases=[*Phase])
+def test_many_long_random_histories(tmp_path, options):
+    run(options, tmp_path, max_examples=400, stateful_step_count=80, phases=[*Phase])

@@ -200,6 +200,19 @@ class Native(AsyncObjectStore):
         self.closed = True
 
 
+async def cancelled_while_it_hangs(native, call) -> None:
+    """Cancel a call of a store over a native one; it goes on until the native one has answered."""
+    native.hang_up()
+    task = asyncio.create_task(call)
+    await native.is_hanging()
+    task.cancel()
+    await turns()
+    assert not task.done()
+    native.hang.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 class NativeWithIterator(Native):
     """Its keys have to be closed, and count how often they are."""
 
@@ -1455,15 +1468,7 @@ async def test_a_cancelled_read_lets_go_of_a_native_store():
 async def test_a_cancelled_write_waits_for_a_native_store():
     native = Native()
     async with AsyncGzipStore(native) as store:
-        native.hang_up()
-        task = asyncio.create_task(store.put("k", b"1"))
-        await native.is_hanging()
-        task.cancel()
-        await turns()
-        assert not task.done()
-        native.hang.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await cancelled_while_it_hangs(native, store.put("k", b"1"))
         assert native.cancelled == []
         native.hang = None
         assert await store.get("k") == b"1"
@@ -1495,15 +1500,7 @@ async def test_a_cancelled_write_finishes_what_it_reads():
 
     native = Native()
     async with async_class(Looking)(native) as store:
-        native.hang_up()
-        task = asyncio.create_task(store.put("k", b"1"))
-        await native.is_hanging()
-        task.cancel()
-        await turns()
-        assert not task.done()
-        native.hang.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await cancelled_while_it_hangs(native, store.put("k", b"1"))
         assert native.objects == {"k": b"1"}
 
 
@@ -1512,16 +1509,8 @@ async def test_a_cancelled_read_finishes_what_it_writes():
     main, cache = Native(), Native()
     main.objects["k"] = b"1"
     async with AsyncCachingStore(main, cache) as store:
-        cache.hang_up()
         cache.get = lambda _: main.get("absent")  # only its writes hang
-        task = asyncio.create_task(store.get("k"))
-        await cache.is_hanging()
-        task.cancel()
-        await turns()
-        assert not task.done()
-        cache.hang.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await cancelled_while_it_hangs(cache, store.get("k"))
         assert cache.cancelled == []
 
 

@@ -72,6 +72,28 @@ def warm(store, key="key", data=b"old"):
 # --- construction ----------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def stalled_read(store, way, stall):
+    """While a reader in another thread is held up; gives what it has read in the end."""
+    found = []
+
+    def read():
+        if way == "get":
+            found.append(store.get("key"))
+        else:
+            with store.source("key") as source:
+                found.append(source.read())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert stall.reached.wait(30)
+        yield found
+    finally:
+        stall.go.set()
+        reader.join()
+
+
 class NoList(DictStore):
     @property
     def capabilities(self):
@@ -558,22 +580,8 @@ def test_a_hit_needs_the_main_store_to_vouch_for_it():
 def test_what_changes_between_stat_and_read_is_not_cached(way):
     store, main, cache = make(validate=True)
     main.store.put("key", b"old")
-    stall = main.stall(way)
-    found = []
-
-    def read():
-        if way == "get":
-            found.append(store.get("key"))
-        else:
-            with store.source("key") as source:
-                found.append(source.read())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    assert stall.reached.wait(30)
-    main.store.put("key", b"new")  # by somebody else, after the etag was read
-    stall.go.set()
-    reader.join()
+    with stalled_read(store, way, main.stall(way)) as found:
+        main.store.put("key", b"new")  # by somebody else, after the etag was read
     assert found == [b"new"]
     assert list(cache.store.keys()) == []
     assert store.get("key") == b"new"
@@ -823,24 +831,10 @@ def test_what_was_fetched_before_a_change_is_not_cached_after_it(trio, way, oper
     store, main, cache = trio
     main.store.put("key", b"old")
     main.store.put("other", b"new")
-    stall = main.stall(way, after=True)
-    found = []
-
-    def read():
-        if way == "get":
-            found.append(store.get("key"))
-        else:
-            with store.source("key") as source:
-                found.append(source.read())
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    assert stall.reached.wait(30)
-    if operation == "put_if_absent":
-        main.store.delete("key")
-    WRITES[operation](store)
-    stall.go.set()
-    reader.join()
+    with stalled_read(store, way, main.stall(way, after=True)) as found:
+        if operation == "put_if_absent":
+            main.store.delete("key")
+        WRITES[operation](store)
     assert found == [b"old"]
     if "delete" in operation:
         with pytest.raises(KeyNotFoundError):

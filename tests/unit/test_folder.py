@@ -487,7 +487,8 @@ def test_moving_the_folder_changes_nothing(root, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [{"backend": "mysql"}, {"backend": 5}, {"blob_backend": "floppy"}, {"blob_backend": 5},
-     {"blob_backend": "s3://bucket/prefix"}, {"compression": "rar"}, {"inline_max_bytes": -1}],
+     {"blob_backend": "floppy://x"}, {"blob_backend": "s3://key:secret@bucket"},
+     {"compression": "rar"}, {"inline_max_bytes": -1}],
     ids=str,
 )  # fmt: skip
 def test_a_wrong_argument_makes_no_folder(tmp_path, options):

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from blobstore import BlobStore, registry
 from blobstore.backends import DictStore, FilesystemStore
+from blobstore.backends.blob.urls import StoreUrl
 from blobstore.config import open_store
-from blobstore.config.urls import _Url
 from blobstore.errors import BlobStoreError, ConfigError, StorageError
 from blobstore.registry import register_store, store_types
 from blobstore.wrappers.base import IdentityStore
@@ -258,7 +258,7 @@ def test_percent_encoding(tmp_path, written, name):
 def test_any_name_can_be_encoded(name):
     from urllib.parse import quote
 
-    assert _Url.of(f"file:///x/{quote(name, safe='')}").path() == f"/x/{name}"
+    assert StoreUrl.of(f"file:///x/{quote(name, safe='')}", "{}").path() == f"/x/{name}"
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_any_name_can_be_encoded(name):
         ("file:///a?fsinc=true", ["'fsinc'", "did you mean 'fsync'?"]),
         ("file:///a?fsync=perhaps", ["'fsync'", "true or false"]),
         ("file:///a?root_path=b", ["'root_path'", "twice"]),
-        ("s3://bucket/prefix", ["s3", "not there yet"]),
+        ("s3://key:secret@bucket/prefix", ["s3://bucket/prefix", "credentials"]),
         ("fiel:///a", ["'fiel'", "did you mean 'file'?"]),
         ("http://host/x", ["'http'"]),
         ("my path://x", ["known are"]),
@@ -362,6 +362,6 @@ def test_urls_of_classes_that_know_none():
     refused("wrong://x", "wrong://x", "no object store")
 
 
-def test_a_package_may_know_s3_before_we_do():
+def test_a_package_may_know_s3_better_than_we_do():
     register_store(Typed, name="s3")
     assert open_store("s3://bucket/x").given[0] == "s3://bucket/x"

@@ -1043,12 +1043,18 @@ class FailingCommit:
         return getattr(self.driver, name)
 
     def execute(self, text, *arguments):
-        alone = text.startswith("INSERT INTO entries") and not self.driver.in_transaction
-        if text == "COMMIT" or alone:
-            error = sqlite3.OperationalError("disk I/O error")
-            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
-            raise error
+        if text.startswith("INSERT INTO entries") and not self.driver.in_transaction:
+            self.fail()
         return self.driver.execute(text, *arguments)
+
+    def commit(self):
+        if self.driver.in_transaction:
+            self.fail()
+
+    def fail(self):
+        error = sqlite3.OperationalError("disk I/O error")
+        error.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC
+        raise error
 
 
 @pytest.mark.parametrize(
@@ -1058,7 +1064,9 @@ def test_disk_that_fails_at_the_commit_leaves_the_outcome_open(backend, operatio
     """SQLite's recovery may accept a transaction whose last sync failed."""
     put(backend, "old")
     kept = backend._pool.acquire()
-    monkeypatch.setattr(kept, "driver", FailingCommit(kept.driver))
+    failing = FailingCommit(kept.driver)
+    monkeypatch.setattr(kept, "driver", failing)
+    monkeypatch.setattr(kept, "execute", failing.execute)
     backend._pool.release(kept)
     with pytest.raises(UnavailableError, match="next opened") as caught:
         commit(backend, operation)

@@ -24,6 +24,7 @@ from blobstore.streams import (
     FileSource,
     HashingSink,
     MemorySink,
+    RangeReader,
     Sink,
     Source,
     as_contiguous,
@@ -288,6 +289,52 @@ def test_a_file_stays_readable_when_it_is_replaced(tmp_path):
         if os.path.isdir("/proc/self/fd"):
             with source.path() as lent:
                 assert lent.read_bytes() == DATA
+
+
+class Slices(RangeReader):
+    def end(self):
+        return len(DATA)
+
+    def read_range(self, start, stop):
+        return DATA[start:stop]
+
+
+@given(
+    st.lists(st.tuples(st.integers(-50, 12_000), st.sampled_from([0, 1, 2]), st.integers(0, 99)))
+)
+def test_a_raw_reader_reads_like_any_other_file(moves):
+    raw, model = Slices(), io.BytesIO(DATA)
+    assert raw.readable()
+    assert raw.seekable()
+    for offset, whence, size in moves:
+        if offset + (0, model.tell(), len(DATA))[whence] >= 0:
+            assert raw.seek(offset, whence) == model.seek(offset, whence)
+        else:
+            with pytest.raises(ValueError, match="negative"):
+                raw.seek(offset, whence)
+        assert raw.tell() == model.tell()
+        assert raw.read(size) == model.read(size)
+    assert raw.readall() == model.read()
+    assert raw.tell() == model.tell()
+
+
+def test_a_raw_reader_reads_into_any_buffer():
+    numbers = array.array("i", [0, 0])
+    assert Slices().readinto(numbers) == 8
+    assert numbers.tobytes() == DATA[:8]
+
+
+def test_a_raw_reader_refuses_what_cannot_be():
+    raw = Slices()
+    with pytest.raises(ValueError, match="whence is 0, 1 or 2, not 3"):
+        raw.seek(0, 3)
+    raw.close()
+    for call in (raw.tell, raw.readall, raw.readable, raw.seekable, lambda: raw.seek(0)):
+        with pytest.raises(ValueError, match="closed file"):
+            call()
+    for size in (0, 1):
+        with pytest.raises(ValueError, match="closed file"):
+            raw.readinto(bytearray(size))
 
 
 def test_a_negative_position(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import io
 import multiprocessing
 import os
@@ -1211,11 +1212,13 @@ def cost(work) -> tuple[list[str], int]:
         if event == "c_call" and argument.__name__ in CALLS and argument.__module__ != "builtins":
             seen.append(argument.__name__)
 
+    gc.disable()  # a collection would be counted, with whatever it finalises
     sys.setprofile(note)
     try:
         work()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return seen, count
 
 

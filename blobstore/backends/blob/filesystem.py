@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from blobstore.backends.blob.file_tree import FileTree
-from blobstore.backends.blob.layouts import ShardLayout, is_segment, path_name, require_str
+from blobstore.backends.blob.layouts import ShardLayout, is_segment, path_name
 from blobstore.backends.blob.path_errors import Name
 from blobstore.entry import ObjectStat
 from blobstore.errors import (
@@ -28,6 +28,7 @@ from blobstore.errors import (
     InvalidKeyError,
     KeyNotFoundError,
 )
+from blobstore.keys import require_str
 from blobstore.protocols import BlobBackend, Capabilities, Leftover, ObjectStore, check_range
 from blobstore.streams import Buffer, MemorySink, Sink, Source, as_contiguous, copy_stream
 

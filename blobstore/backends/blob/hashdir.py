@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from blobstore.backends.blob.filesystem import FilesystemStore, KeyedName
-from blobstore.backends.blob.layouts import require_str
-from blobstore.errors import ConfigError, InvalidKeyError, NotSupportedError
+from blobstore.errors import ConfigError, NotSupportedError
+from blobstore.keys import encode_key
 from blobstore.protocols import Capabilities
 
 _DIGITS = 64  # of a SHA-256 in hexadecimal
@@ -102,20 +102,6 @@ class HashdirStore(FilesystemStore):
         name = KeyedName((*folders, digest[split:]))
         name.key = key
         return name
-
-
-def encode_key(key: str) -> bytes:
-    """The UTF-8 of a key.
-
-    Raises
-    ------
-    InvalidKeyError
-        It has none: a lone surrogate, or no string at all.
-    """
-    try:
-        return require_str(key).encode()
-    except UnicodeEncodeError as exc:
-        raise InvalidKeyError(f"the key {key!a} is no text: it has no UTF-8", location=key) from exc
 
 
 def refuse_tmp_dir(store: FilesystemStore, folders: re.Pattern[str]) -> None:

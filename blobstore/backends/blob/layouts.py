@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from blobstore.backends.blob.path_errors import Name
 from blobstore.errors import InvalidKeyError, KeyNotFoundError
+from blobstore.keys import require_str
 
 MARKER = ".blobstore-id"
 """The blob that says which index a backend belongs to: beside the shards, and not listed."""
@@ -147,15 +148,3 @@ def is_segment(segment: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def require_str(key: object) -> str:
-    """Return `key` unchanged, if it is a string.
-
-    Raises
-    ------
-    InvalidKeyError
-    """
-    if not isinstance(key, str):
-        raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
-    return key

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 
 from blobstore.backends.blob.filesystem import FilesystemStore, KeyedName
-from blobstore.backends.blob.hashdir import encode_key, refuse_tmp_dir
-from blobstore.backends.blob.layouts import require_str
+from blobstore.backends.blob.hashdir import refuse_tmp_dir
+from blobstore.keys import encode_key, require_str
 
 _PIECE = 248
 """Characters of base32 in one name: the most whole groups of eight that 255 bytes hold."""

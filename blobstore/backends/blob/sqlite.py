@@ -24,7 +24,7 @@ from blobstore.errors import (
     KeyNotFoundError,
     NotSupportedError,
 )
-from blobstore.keys import successor
+from blobstore.keys import require_str, successor
 from blobstore.protocols import Capabilities, Leftover, ObjectStore, check_range
 from blobstore.streams import Buffer, BytesSource, Sink, Source, as_contiguous
 
@@ -425,9 +425,7 @@ def _rebuild(cls: type[SqliteStore], db_path: str, options: dict[str, Any]) -> S
 
 
 def _text(key: str) -> str:
-    if not isinstance(key, str):
-        raise InvalidKeyError(f"a key must be a str, not {type(key).__name__}")
-    return key if type(key) is str else str.__str__(key)
+    return key if type(key) is str else str.__str__(require_str(key))
 
 
 def _is_utf8(text: str) -> bool:

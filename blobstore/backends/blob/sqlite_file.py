@@ -17,7 +17,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from blobstore.backends.blob.descriptors import make_folders, sync_folder
-from blobstore.backends.blob.sqlite_errors import SqliteErrors, error_code
+from blobstore.backends.blob.sqlite_errors import SqliteErrors
+from blobstore.backends.sqlite_files import error_code, publish, remove_draft, sync_log
 from blobstore.backends.sqlite_pool import on_network, opened
 from blobstore.entry import to_datetime
 from blobstore.errors import (
@@ -63,7 +64,6 @@ BEGIN DELETE FROM parts WHERE object = OLD.id; END;
 _NAMES = {"objects", "parts", "parts_of_deleted", "parts_of_replaced"}
 _PAGE_SIZE = 4096  # larger ones are a third faster with large objects, and slower with small ones
 _LOG_LIMIT = 16 << 20
-_SUFFIXES = ("", "-journal", "-wal", "-shm")
 
 
 class SqliteFile:
@@ -189,14 +189,12 @@ class SqliteFile:
                 connection.execute("PRAGMA synchronous=FULL")
                 connection.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}COMMIT;")
                 self._choose_journal(connection)
-            _publish(draft, self.path)
+            publish(draft, self.path)
             sync_folder(self.folder)
         except OSError as exc:
             raise from_os_error(exc, f"making {self.label}") from exc
         finally:
-            for suffix in _SUFFIXES:
-                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    Path(draft + suffix).unlink()
+            remove_draft(draft)
 
     def prepare(self) -> None:
         """See that the file is ours, and choose its journal."""
@@ -264,14 +262,9 @@ class SqliteFile:
     # --- keeping ---------------------------------------------------------------------------------
 
     def sync(self) -> None:
-        """Put the WAL on the disk; what is no longer in it was put there by a checkpoint.
-
-        A descriptor of our own is safe here, and only here: SQLite locks bytes of the database
-        and of its -shm, never of its -wal.
-        """
+        """Put what was committed on the disk."""
         try:
-            with contextlib.suppress(FileNotFoundError):
-                _sync_path(self.path + "-wal")
+            sync_log(self.path)
             sync_folder(self.folder)
         except OSError as exc:
             raise from_os_error(exc, f"syncing {self.label}") from exc
@@ -318,24 +311,3 @@ def remove_lent(path: Path) -> None:
         path.unlink(missing_ok=True)
     except IsADirectoryError:
         shutil.rmtree(path)
-
-
-def _publish(draft: str, path: str) -> None:
-    """Give a finished file its name, unless there is one by that name already."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        return
-    except OSError:
-        # No hard links here (FAT, some shares). Two makers at the same moment could then both
-        # win, which only a file system with links can exclude.
-        if not Path(path).exists():
-            Path(draft).rename(path)
-
-
-def _sync_path(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,8 +7,8 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from blobstore.backends.blob.sqlite_errors import file_sizes
 from blobstore.backends.blob.sqlite_file import SqliteFile
+from blobstore.backends.sqlite_files import file_sizes
 from blobstore.backends.sqlite_pool import Pool
 from blobstore.errors import BlobStoreError, OutOfSpaceError, StorageError, UnavailableError
 

@@ -14,7 +14,7 @@ from blobstore.backends.blob.descriptors import read_at, write_all
 from blobstore.backends.blob.sqlite_session import Session
 from blobstore.backends.sqlite_pool import make_immortal
 from blobstore.errors import IntegrityError, StorageError, from_os_error
-from blobstore.streams import CHUNK, Source
+from blobstore.streams import CHUNK, RangeReader, Source
 
 _BUFFER = 1 << 17
 _HEAD = "SELECT id, size, part FROM objects WHERE key = ?"
@@ -245,46 +245,20 @@ class Snapshot:
             blob.close()
 
 
-class SnapshotReader(io.RawIOBase):
+class SnapshotReader(RangeReader):
     """Reads a snapshot from a position of its own, and releases it in the end."""
 
     def __init__(self, snapshot: Snapshot) -> None:
+        super().__init__()
         self._snapshot = snapshot.hold()
-        self._position = 0
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read as much as there is room for."""
-        data = self._snapshot.read(self._position, self._position + len(buffer))
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+    def end(self) -> int:
+        """Tell the size."""
+        return self._snapshot.size
 
-    def readall(self) -> bytes:
-        """Read the rest."""
-        data = self._snapshot.read(self._position, self._snapshot.size)
-        self._position += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move."""
-        size = self._snapshot.size
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}: a position is not negative")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        """Give the position."""
-        return self._position
-
-    def readable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def seekable(self) -> bool:
-        """Say yes."""
-        return True
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Read part of the object."""
+        return self._snapshot.read(start, stop)
 
     def close(self) -> None:
         """Release the snapshot."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self, get_args
 
 from blobstore.backends.blob.descriptors import make_folders
-from blobstore.backends.blob.layouts import require_str
 from blobstore.backends.blob.zip_compaction import record_of
 from blobstore.backends.blob.zip_fields import ENCRYPTED
 from blobstore.backends.blob.zip_file import ZipFile
@@ -36,6 +35,7 @@ from blobstore.errors import (
     NotSupportedError,
     from_os_error,
 )
+from blobstore.keys import require_str
 from blobstore.protocols import Capabilities, Leftover, ObjectStore, check_range
 from blobstore.streams import Buffer, Sink, Source, as_contiguous
 

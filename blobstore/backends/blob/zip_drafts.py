@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from blobstore.backends.blob.layouts import require_str
 from blobstore.entry import to_datetime
 from blobstore.errors import InvalidKeyError, from_os_error
-from blobstore.keys import random_id
+from blobstore.keys import random_id, require_str
 from blobstore.protocols import Leftover
 
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,16}\Z")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from blobstore.backends.blob.layouts import is_segment, require_str
+from blobstore.backends.blob.layouts import is_segment
 from blobstore.errors import InvalidKeyError
+from blobstore.keys import require_str
 
 MAX_NAME_BYTES = 0xFFFF
 """What the zip format has room for."""

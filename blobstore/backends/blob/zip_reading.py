@@ -12,7 +12,7 @@ from blobstore.backends.blob.zip_format import Member
 from blobstore.backends.blob.zip_io import Handle
 from blobstore.backends.blob.zip_unpackers import RAW_DEFLATE, unpacker, unpacking_errors
 from blobstore.errors import IntegrityError, NotSupportedError, from_os_error
-from blobstore.streams import CHUNK, Source
+from blobstore.streams import CHUNK, PositionedReader, Source
 
 _BUFFER = 1 << 17
 _PIECE = 1 << 16
@@ -93,32 +93,19 @@ def _inflate(data: bytes, place: Place) -> bytes:
         raise _damaged(place) from exc
 
 
-class _MemberReader(io.RawIOBase):
+class _MemberReader(PositionedReader):
     def __init__(self, place: Place) -> None:
+        super().__init__()
         self._place = place
         self._size = place.member.size
-        self._position = 0
         self._crc = 0
         self._checked = 0
         self.name = place.key
         if self._size == 0 and place.member.crc:
             raise _damaged(place)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}: a position is not negative")
-        self._position = base + offset
-        return self._position
+    def end(self) -> int:
+        return self._size
 
     def readall(self) -> bytes:
         chunks = []
@@ -139,20 +126,18 @@ class _MemberReader(io.RawIOBase):
 class StoredReader(_MemberReader):
     """Reads a member that is stored as it is, by position."""
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def read_at(self, position: int, buffer: memoryview) -> int:
         """Read some bytes."""
-        wanted = min(len(buffer), self._size - self._position)
-        if wanted <= 0:
+        view = buffer[: max(0, self._size - position)]
+        if not view:
             return 0
-        at, view = self._position, memoryview(buffer).cast("B")[:wanted]
         try:
-            count = os.preadv(self._place.handle.fd, [view], self._place.start + at)
+            count = os.preadv(self._place.handle.fd, [view], self._place.start + position)
         except OSError as exc:
             raise from_os_error(exc, f"reading {self.name!r}", location=self.name) from exc
         if not count:
             raise _damaged(self._place)
-        self._check(view[:count], at)
-        self._position += count
+        self._check(view[:count], position)
         return count
 
 
@@ -167,17 +152,17 @@ class PackedReader(_MemberReader):
         self._unpacker = unpacker(self._place.member.method, self.name)
         self._taken = self._unpacked = self._crc = self._checked = 0
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def read_at(self, position: int, buffer: memoryview) -> int:
         """Unpack some bytes."""
-        if self._position >= self._size:
+        wanted = min(len(buffer), self._size - position)
+        if wanted <= 0:
             return 0
-        if self._position < self._unpacked:
+        if position < self._unpacked:
             self._begin()
-        while self._unpacked < self._position:
-            self._next(min(CHUNK, self._position - self._unpacked))
-        data = self._next(min(len(buffer), self._size - self._position))
-        memoryview(buffer).cast("B")[: len(data)] = data
-        self._position += len(data)
+        while self._unpacked < position:
+            self._next(min(CHUNK, position - self._unpacked))
+        data = self._next(wanted)
+        buffer[: len(data)] = data
         return len(data)
 
     def _next(self, limit: int) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
+from blobstore.backends.metadata.server_pool import ServerPool
 from blobstore.backends.sqlite_pool import (  # the private ones for tests of forking
     _FORK_WAIT,  # noqa: F401
     Pool,
@@ -19,7 +21,10 @@ from blobstore.backends.sqlite_pool import (  # the private ones for tests of fo
 )
 from blobstore.errors import BlobStoreError
 
-__all__ = ["Dialect", "Kept", "Pool", "make_immortal", "opened"]
+__all__ = ["Dialect", "Insert", "Kept", "Pool", "ServerPool", "make_immortal", "opened"]
+
+Insert = sqlite_dialect.Insert | postgresql_dialect.Insert
+"""An INSERT that can say what to do on a conflict."""
 
 
 class Kept:
@@ -30,17 +35,32 @@ class Kept:
     connection : sqlalchemy.Connection
         For statements that are made up anew at each call.
     driver : object
-        The driver's own connection, for statements that were compiled once.
+        The driver's own connection.
+    execute : callable
+        Runs a statement that was compiled once, and answers with a cursor. The next statement
+        may use the same cursor, so what it found is to be fetched before.
+    execute_many : callable
+        Runs such a statement for each of several rows of parameters.
     snapshot : object or None
         Where the connection cannot see later changes: what the files looked like when it was
         opened. It is good for as long as they look the same.
     """
 
-    __slots__ = ("connection", "driver", "snapshot")
+    __slots__ = ("connection", "driver", "execute", "execute_many", "snapshot")
 
-    def __init__(self, connection: sa.Connection, snapshot: object = None) -> None:
+    def __init__(
+        self,
+        connection: sa.Connection,
+        snapshot: object = None,
+        *,
+        execute: Callable[..., Any] | None = None,
+        execute_many: Callable[..., Any] | None = None,
+    ) -> None:
         self.connection = connection
-        self.driver: Any = connection.connection.driver_connection
+        driver: Any = connection.connection.driver_connection
+        self.driver = driver
+        self.execute: Callable[..., Any] = execute or driver.execute
+        self.execute_many: Callable[..., Any] = execute_many or driver.executemany
         self.snapshot = snapshot
 
 
@@ -50,7 +70,12 @@ class Dialect(ABC):
     Attributes
     ----------
     kind : str
-        "sqlite".
+        "sqlite" or "postgresql".
+    address : str
+        What opens it again, in another process too; may hold a password.
+    locks_rows : bool
+        Whether several transactions write at a time, so that each has to lock the rows that it
+        decides by; else `begin` takes a lock on everything.
     place : str
         Which database, for messages; without any password.
     errors : tuple of exception types
@@ -59,7 +84,9 @@ class Dialect(ABC):
 
     kind: ClassVar[str]
     errors: ClassVar[tuple[type[Exception], ...]]
+    locks_rows: ClassVar[bool] = False
     place: str
+    address: str
 
     @property
     def label(self) -> str:
@@ -69,6 +96,10 @@ class Dialect(ABC):
     @abstractmethod
     def prepare(self) -> None:
         """Make sure that there is a database of ours, if need be a new one."""
+
+    def new_pool(self) -> Pool[Kept] | ServerPool[Kept]:
+        """Make the pool that keeps its connections."""
+        return Pool(self)
 
     @abstractmethod
     def connect(self) -> Kept:
@@ -82,12 +113,37 @@ class Dialect(ABC):
     def current(self, kept: Kept) -> bool:
         """Whether what the connection shows is how things are."""
 
-    @abstractmethod
-    def begin(self, kept: Kept) -> None:
-        """Begin a transaction that will write, with whatever lock that takes."""
+    def lost(self, kept: Kept) -> bool:
+        """Whether the connection broke, so that another one may have to be asked."""
+        return False
 
     @abstractmethod
-    def insert(self, table: sa.Table) -> sqlite_dialect.Insert:
+    def begin(self, kept: Kept) -> object:
+        """Begin a transaction that will write, with whatever lock that takes.
+
+        Answers with what `landed` wants to know of it.
+        """
+
+    def lock_schema(self, kept: Kept) -> None:
+        """Keep others from migrating until the transaction ends, where `begin` does not."""
+
+    def landed(self, kept: Kept, ticket: object) -> bool | None:
+        """Whether the transaction of `ticket`, whose connection was lost, was committed.
+
+        None where that is not decided yet, or cannot be found out.
+        """
+        return None
+
+    def gone(self, kept: Kept, lost: Kept) -> bool:
+        """Whether the server has ended the work of a connection that was lost."""
+        return True
+
+    def transient(self, exc: Exception) -> bool:
+        """Whether a transaction failed for what others did, and may succeed if done again."""
+        return False
+
+    @abstractmethod
+    def insert(self, table: sa.Table) -> Insert:
         """Start an INSERT that can say what to do on a conflict."""
 
     @abstractmethod
@@ -116,7 +172,7 @@ class Dialect(ABC):
         """Turn an error of the driver into ours; `what` was being done."""
 
     @abstractmethod
-    def sync(self) -> None:
+    def sync(self, kept: Kept) -> None:
         """Return once all that was committed would survive a power cut."""
 
     def make_room(self, kept: Kept) -> bool:
@@ -128,5 +184,5 @@ class Dialect(ABC):
         """Let the database look for damage in itself."""
 
     @abstractmethod
-    def stats(self) -> dict[str, Any]:
+    def stats(self, kept: Kept) -> dict[str, Any]:
         """Facts for people."""

@@ -1,7 +1,7 @@
 """What differs between databases, in one strategy object each.
 
-So far there is SQLite. Everything else in the SQL backend is written once, in SQLAlchemy Core and
-in calls that every driver has.
+SQLite is here, PostgreSQL in a module of its own that needs another driver. Everything else in the
+SQL backend is written once, in SQLAlchemy Core and in calls that every driver has.
 """
 
 from __future__ import annotations
@@ -21,8 +21,22 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import DBAPIError
 
-from blobstore.backends.metadata.connections import Dialect, Kept, make_immortal, opened
+from blobstore.backends.metadata.connections import Dialect, Insert, Kept, make_immortal, opened
 from blobstore.backends.metadata.schema import migrate
+from blobstore.backends.sqlite_files import (
+    BUSY,
+    DAMAGED,
+    DENIED,
+    MAYBE_FULL,
+    error_code,
+    file_sizes,
+    is_denied,
+    is_full,
+    publish,
+    remove_draft,
+    sync_log,
+    sync_path,
+)
 from blobstore.backends.sqlite_pool import on_network
 from blobstore.errors import (
     BlobStoreError,
@@ -37,6 +51,7 @@ from blobstore.errors import (
     from_os_error,
 )
 from blobstore.keys import random_id
+from blobstore.registry import load
 
 
 def dialect_for(
@@ -55,15 +70,16 @@ def dialect_for(
         raise ConfigError(f"the place of an SQL index is a URL or a path, not {url!r}")
     if "://" not in url:
         return SqliteDialect(url, fsync=fsync, readonly=readonly, timeout=timeout)
-    try:
-        parsed = sa.make_url(url)
-    except sa.exc.ArgumentError as exc:
-        raise ConfigError(
-            "the URL of the SQL index cannot be parsed: write it like sqlite:////folder/index.db"
-        ) from exc
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "postgresql":
+        dialect: Dialect = load("blobstore.backends.metadata.postgres:PostgresDialect")(
+            parsed, fsync=fsync, readonly=readonly, timeout=timeout
+        )
+        return dialect
     if parsed.get_backend_name() != "sqlite":
         raise ConfigError(
-            f"there is no index on {parsed.get_backend_name()!r}: use sqlite:////folder/index.db"
+            f"there is no index on {parsed.get_backend_name()!r}: use sqlite:////folder/index.db "
+            "or postgresql+psycopg://user@host/database"
         )
     if parsed.database in (None, "", ":memory:") or parsed.query:
         raise ConfigError(
@@ -71,6 +87,23 @@ def dialect_for(
             "connections; write sqlite:////folder/index.db"
         )
     return SqliteDialect(str(parsed.database), fsync=fsync, readonly=readonly, timeout=timeout)
+
+
+def parse_url(url: str) -> sa.URL:
+    """Parse an SQLAlchemy URL.
+
+    Raises
+    ------
+    ConfigError
+        It is none. The message does not repeat it, for it may hold a password.
+    """
+    try:
+        return sa.make_url(url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise ConfigError(
+            "the URL of the SQL index cannot be parsed: write it like sqlite:////folder/index.db "
+            "or postgresql+psycopg://user@host/database"
+        ) from None
 
 
 # --- SQLite --------------------------------------------------------------------------------------
@@ -110,7 +143,7 @@ class SqliteDialect(Dialect):
             raise NotSupportedError(
                 f"SQLite {sqlite3.sqlite_version} is too old: Python needs one of 3.35 or newer"
             )
-        self.place = str(Path(path).absolute())
+        self.place = self.address = str(Path(path).absolute())
         self._folder = str(Path(self.place).parent)
         self._synchronous = "FULL" if fsync else "NORMAL"
         self._readonly = readonly
@@ -229,11 +262,10 @@ class SqliteDialect(Dialect):
                 migrate(connection, 0)
                 connection.exec_driver_sql("COMMIT")
                 self._choose_journal(connection, draft)
-            _publish(draft, self.place)
+            publish(draft, self.place)
         finally:
-            for suffix in ("", "-journal", "-wal", "-shm"):
-                Path(draft + suffix).unlink(missing_ok=True)
-        _sync_path(self._folder)
+            remove_draft(draft)
+        sync_path(self._folder)
 
     def _recognise(self, connection: sa.Connection) -> None:
         found = connection.exec_driver_sql("PRAGMA application_id").scalar()
@@ -294,7 +326,7 @@ class SqliteDialect(Dialect):
 
     # asking
 
-    def insert(self, table: sa.Table) -> sqlite_dialect.Insert:
+    def insert(self, table: sa.Table) -> Insert:
         """Start an INSERT ... ON CONFLICT."""
         return sqlite_dialect.insert(table)
 
@@ -332,21 +364,23 @@ class SqliteDialect(Dialect):
         reason = str(getattr(exc, "orig", None) or exc)
         failed = f"{what} failed: {reason}"
         code = _code(exc)
-        if code in _BUSY:
+        if code in BUSY:
             return UnavailableError(
                 f"{failed}. Another process holds the lock for longer than the timeout of "
                 f"{self._timeout:g} s: try again, or open the store with a longer timeout."
             )
-        if code in _DAMAGED or "malformed JSON" in reason:
+        if code in DAMAGED or "malformed JSON" in reason:
             return IntegrityError(
                 f"{failed}. The index is damaged, or no SQLite database: restore it from a backup."
             )
-        if code == sqlite3.SQLITE_FULL or (code in _MAYBE_FULL and self._is_full()):
+        if code == sqlite3.SQLITE_FULL or (code in MAYBE_FULL and is_full(self.place)):
             return OutOfSpaceError(
                 f"{failed}. Free some space (gc() lists what can go), then try again; what was "
                 "stored before is intact."
             )
-        if code in _DENIED or (code == sqlite3.SQLITE_CANTOPEN and self._is_denied()):
+        if code in DENIED or (
+            code == sqlite3.SQLITE_CANTOPEN and is_denied(self.place, readonly=self._readonly)
+        ):
             return PermissionDeniedError(
                 f"{failed}. Check owner and mode of {self.place} and its folder"
                 + ("." if self._readonly else ", or open the store with readonly=True.")
@@ -355,52 +389,22 @@ class SqliteDialect(Dialect):
             return StorageError(f"{failed}. The file is gone: restore it from a backup.")
         return StorageError(f"{failed}.")
 
-    def _is_denied(self) -> bool:
-        """Whether a file that could not be opened may not be."""
-        if Path(self.place).exists() and not os.access(self.place, os.R_OK):
-            return True
-        return not self._readonly and not os.access(self._folder, os.W_OK)
-
-    def _is_full(self) -> bool:
-        """Whether a failed write can be put down to a full disk, quota or file size limit.
-
-        SQLite knows only one such error by name, and keeps the number of the others to itself.
-        """
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if limit != resource.RLIM_INFINITY and max(self._sizes()) + (1 << 20) > limit:
-            return True
-        probe = Path(f"{self.place}.{random_id()}.new")
-        try:
-            probe.write_bytes(bytes(1 << 18))
-        except OSError as exc:
-            return isinstance(from_os_error(exc, "probing"), OutOfSpaceError)
-        finally:
-            probe.unlink(missing_ok=True)
-        return False
-
     # keeping
 
     def make_room(self, kept: Kept) -> bool:
         """Move the write-ahead log into the database, and cut it off."""
-        before = sum(self._sizes())
+        before = sum(file_sizes(self.place))
         with contextlib.suppress(*self.errors):
             kept.driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        return sum(self._sizes()) < before
+        return sum(file_sizes(self.place)) < before
 
-    def sync(self) -> None:
-        """Put the WAL on the disk; what is no longer in it was put there by a checkpoint.
-
-        A descriptor of our own is safe here, and only here: SQLite locks bytes of the database
-        and of its -shm, never of its -wal.
-        """
+    def sync(self, kept: Kept) -> None:
+        """Put what was committed on the disk."""
         if self._readonly:
             return
         try:
-            with contextlib.suppress(FileNotFoundError):
-                _sync_path(self.place + "-wal")
-            _sync_path(self._folder)
+            sync_log(self.place)
+            sync_path(self._folder)
         except OSError as exc:
             raise from_os_error(exc, f"syncing the index {self.place}") from exc
 
@@ -409,29 +413,14 @@ class SqliteDialect(Dialect):
         rows = kept.driver.execute("PRAGMA integrity_check").fetchall()
         return [f"SQLite: {text}" for (text,) in rows if text != "ok"]
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, kept: Kept) -> dict[str, Any]:
         """Tell sizes."""
-        return {"bytes": sum(self._sizes())}
-
-    def _sizes(self) -> list[int]:
-        """Sizes of the files that there are."""
-        sizes = [0]
-        for suffix in ("", "-wal", "-journal"):
-            with contextlib.suppress(FileNotFoundError):
-                sizes.append(Path(self.place + suffix).stat().st_size)
-        return sizes
-
-
-_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_MAYBE_FULL = {sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
-_DENIED = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH}
+        return {"bytes": sum(file_sizes(self.place))}
 
 
 def _code(exc: Exception) -> int:
     """SQLite's primary result code."""
-    origin = getattr(exc, "orig", None) or exc
-    return int(getattr(origin, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+    return error_code(getattr(exc, "orig", None) or exc) & 0xFF
 
 
 def _like(
@@ -458,24 +447,3 @@ def _near(stored: sa.ColumnElement[Any], value: float) -> list[sa.ColumnElement[
     return [
         stored.between(sa.literal(middle - slack, sa.Double), sa.literal(middle + slack, sa.Double))
     ]
-
-
-def _publish(draft: str, path: str) -> None:
-    """Give a finished file its name, unless there is one by that name already."""
-    try:
-        os.link(draft, path)
-    except FileExistsError:
-        return
-    except OSError:
-        # No hard links here (FAT, some shares). Two makers at the same moment could then both
-        # win, which only a file system with links can exclude.
-        if not Path(path).exists():
-            Path(draft).rename(path)
-
-
-def _sync_path(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

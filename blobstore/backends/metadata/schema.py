@@ -121,6 +121,16 @@ sa.Index(
     postgresql_where=CONDEMNED,
 )
 
+# PostgreSQL keeps the metadata once more, in a form that it can search. That form has no character
+# NUL, so another stands for it: what is found has to be compared with the text anyway.
+_SEARCHABLE = (
+    r"ALTER TABLE entries ADD COLUMN metadata_json JSONB GENERATED ALWAYS AS (CAST(replace(metadata, '\u0000', '\u2400') AS JSONB)) STORED",
+    "CREATE INDEX entries_by_metadata ON entries USING gin (metadata_json jsonb_path_ops)",
+)
+for _statement in _SEARCHABLE:
+    _ddl = sa.DDL(_statement)  # type: ignore[no-untyped-call]
+    sa.event.listen(entries, "after_create", _ddl.execute_if(dialect="postgresql"))
+
 # --- migrations ----------------------------------------------------------------------------------
 
 
@@ -210,6 +220,21 @@ def ensure_store_id(connection: sa.Connection, namespace: str) -> None:
         connection.execute(meta.insert().values(row))
 
 
+def namespace_of(connection: sa.Connection, store_id: str) -> str | None:
+    """Find the namespace that has this store id."""
+    found = sa.select(meta.c.namespace).where(meta.c.name == "store_id", meta.c.value == store_id)
+    return cast("str | None", connection.execute(found).scalar())
+
+
+def drop_namespace(connection: sa.Connection, namespace: str) -> None:
+    """Forget a namespace that is empty; inside a write transaction."""
+    used = sa.or_(
+        sa.exists().where(entries.c.namespace == namespace),
+        sa.exists().where(blobs.c.namespace == namespace),
+    )
+    connection.execute(meta.delete().where(meta.c.namespace == namespace, ~used))
+
+
 # --- rows and values -----------------------------------------------------------------------------
 
 _ENTRY_HEAD = (
@@ -229,6 +254,9 @@ _PUT = (
     "payload",
 )  # fmt: skip
 """Parameters of the statements that write an entry, in order."""
+
+COMMIT_ID = _PUT.index("commit_id")
+"""Where the commit id is in `put_values`."""
 
 Row = Sequence[Any]
 
@@ -354,9 +382,14 @@ class Statements:
 
     Attributes
     ----------
-    put_inline, add_inline : str
-        An entry with no located parts, over a former one with none; the second only if the key
-        is free. Both answer with nothing where that does not hold, or this commit put it there.
+    put_inline : str
+        An entry with no located parts, over a former one with none. Answers with nothing where
+        that does not hold, or this commit put it there.
+    add_entry : str
+        An entry, if the key is free; answers with nothing where it is not.
+    hold_entries, hold_blobs : str
+        Lock rows until the transaction ends. Whatever a transaction decides by is read by a later
+        statement, or by the one that locks if it reads nothing else.
     head : str
         An entry without its located parts: all there is of one with an inline payload.
     put_entry : str
@@ -392,7 +425,7 @@ class Statements:
         )
         free = insert.on_conflict_do_nothing(index_elements=unique)
         self.put_inline = text(inline.returning(*back), _PUT)
-        self.add_inline = text(free.returning(*back), _PUT)
+        self.add_entry = text(free.returning(*back), _PUT)
         self.put_entry = text(upsert.returning(*back), _PUT)
 
         read = sa.select(*entry_columns()).select_from(with_parts())
@@ -403,6 +436,11 @@ class Statements:
         many = read.where(here, dialect.among(entries.c.key, "names"))
         many = many.order_by(entries.c.key, parts.c.position)
         self.get_many = text(many, ("namespace", "names"))
+
+        # Never joined: where it waits for a lock, the other tables would be of before the wait.
+        hold = sa.select(entries.c.id).where(here, dialect.among(entries.c.key, "names"))
+        hold = hold.order_by(entries.c.key).with_for_update()
+        self.hold_entries = text(hold, ("namespace", "names"))
 
         by_id = entries.c.id == _bind("id")
         names = ("version", "commit_id", "updated_us", "metadata")
@@ -423,6 +461,7 @@ class Statements:
         page = page.offset(sa.literal_column("0"))  # else SQLAlchemy adds one as a parameter
         self.blob_page = text(page, ("namespace", "last", "count"))
         self.blobs_at = text(read.where(these), ("namespace", "names"))
+        self.hold_blobs = text(read.where(these).with_for_update(), ("namespace", "names"))
         # Without statistics SQLite thinks that few blobs share a namespace, and would go through
         # them all: so the namespace is shown to it as something that it has no index for.
         unindexed = blobs.c.namespace + sa.literal_column("''") == _bind("namespace")

@@ -1,4 +1,4 @@
-"""The index in an SQL database: SQLite for now.
+"""The index in an SQL database: SQLite or PostgreSQL.
 
 What is said once in SQL is said in `schema`, what differs between databases in `dialects`.
 """
@@ -6,8 +6,11 @@ What is said once in SQL is said in `schema`, what differs between databases in 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import random
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,20 +18,23 @@ from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 
-from blobstore.backends.metadata.connections import Kept, Pool
-from blobstore.backends.metadata.dialects import dialect_for
+from blobstore.backends.metadata.connections import Kept
+from blobstore.backends.metadata.dialects import dialect_for, parse_url
 from blobstore.backends.metadata.schema import (
+    COMMIT_ID,
     MIGRATIONS,
     PAYLOAD,
     Row,
     blob_of,
     blob_values,
     blobs,
+    drop_namespace,
     ensure_store_id,
     entries,
     entry_columns,
     entry_of,
     migrate,
+    namespace_of,
     parts,
     put_values,
     read_meta,
@@ -37,7 +43,13 @@ from blobstore.backends.metadata.schema import (
     stored,
     with_parts,
 )
-from blobstore.backends.metadata.transaction import CHUNK, Transaction, chunks, entries_of
+from blobstore.backends.metadata.transaction import (
+    CHUNK,
+    AgainError,
+    Transaction,
+    chunks,
+    entries_of,
+)
 from blobstore.entry import Blob, Entry, EntryDraft
 from blobstore.errors import (
     BlobStoreError,
@@ -63,6 +75,10 @@ T = TypeVar("T")
 _PAGE = 500
 _KEY_PAGE = 5000
 _TRIES = 100
+_LOST = 3
+_ASKING = 10.0
+_LONGEST_NAMESPACE = 255
+_NAMESPACE_IN_URL = "blobstore_namespace"
 
 
 class SqlBackend(MetadataBackend):
@@ -71,23 +87,43 @@ class SqlBackend(MetadataBackend):
     Parameters
     ----------
     url : str or path
-        An SQLAlchemy URL (``sqlite:////folder/index.db``), or the path of an SQLite file. It is
-        made if there is none; a relative path is fixed now.
-    namespace : str
-        Stores of different namespaces share a database and nothing else.
+        An SQLAlchemy URL (``sqlite:////folder/index.db``, or
+        ``postgresql+psycopg://user@host/database``), or the path of an SQLite file. The file or
+        the tables are made if there are none; a relative path is fixed now. What PostgreSQL's
+        own options can say, the URL can: ``?sslmode=require``, or another schema than the first
+        of the search path, ``?options=-csearch_path%3Dteam``.
+    namespace : str, optional
+        Stores of different namespaces share a database and nothing else. By default what the URL
+        says by ``?blobstore_namespace=``, else "default".
     fsync : bool
         Whether a commit survives a power cut as soon as it returns.
     readonly : bool
         Change nothing, make no file, and need no permission to.
     timeout : float
         Seconds to wait for another writer before `UnavailableError`.
+    store_id : str, optional
+        Open the namespace of the store that has this id, whatever its name, and make none.
 
     Raises
     ------
+    ConfigError
+        The URL is none, or of no database that an index can be kept in.
     IncompatibleStoreError
-        The database belongs to another program, or to a newer version of this one.
+        The database belongs to another program, or to a newer version of this one; or it knows
+        no store of that id.
     IntegrityError
         It is damaged, or no database at all.
+    UnavailableError, PermissionDeniedError
+        The server cannot be reached, or does not let this user in, or make tables.
+
+    Notes
+    -----
+    On PostgreSQL (13 or newer, with the encoding UTF8) a commit is one transaction that locks the
+    rows it decides by, so commits of different keys do not wait for each other. A connection that
+    broke is replaced, and what was asked is asked again; if it broke while committing, the server
+    is asked whether that took place. Acknowledged commits survive a crash of the server too:
+    ``synchronous_commit`` stays as the server has it, and is never less than "on" with `fsync`.
+    There are up to 10 connections (``?blobstore_pool_size=``), opened when they are needed.
 
     Examples
     --------
@@ -106,13 +142,15 @@ class SqlBackend(MetadataBackend):
         self,
         url: str | os.PathLike[str],
         *,
-        namespace: str = "default",
+        namespace: str | None = None,
         fsync: bool = False,
         readonly: bool = False,
         timeout: float = 60.0,
+        store_id: str | None = None,
     ) -> None:
-        if not namespace or "\0" in namespace:
-            raise InvalidInputError(f"a namespace is a non-empty str, not {namespace!r}")
+        url, said = split_namespace(url)
+        namespace = said or "default" if namespace is None else namespace
+        _check_namespace(namespace)
         self._dialect = dialect_for(url, fsync=fsync, readonly=readonly, timeout=timeout)
         self._sql = statements_for(self._dialect)
         self._namespace = namespace
@@ -120,10 +158,12 @@ class SqlBackend(MetadataBackend):
         self._timeout = timeout
         self._fsync = fsync
         self._dialect.prepare()
-        self._pool = Pool(self._dialect)
+        self._pool = self._dialect.new_pool()
         # Whoever forgets to close gets no warning, but also leaves no connection behind.
         weakref.finalize(self, self._pool.close)
         try:
+            if store_id is not None:
+                self._namespace = self._find_namespace(store_id)
             self._store_id = self._open()
         except BaseException:
             self._pool.close()
@@ -143,6 +183,7 @@ class SqlBackend(MetadataBackend):
             return version, read_meta(kept.connection, self._namespace, "store_id")
 
         def settle(kept: Kept) -> str:
+            self._dialect.lock_schema(kept)
             version = schema_version(kept.connection, place)
             if version < MIGRATIONS[-1].number:
                 migrate(kept.connection, version)
@@ -159,6 +200,25 @@ class SqlBackend(MetadataBackend):
             )
         return self._write(settle, "migrating")
 
+    def _find_namespace(self, store_id: str) -> str:
+        """Tell the namespace of a store."""
+        found = self._read(lambda kept: namespace_of(kept.connection, store_id), "opening")
+        if found is None:
+            raise IncompatibleStoreError(
+                f"the index {self._dialect.place} knows no store {store_id}: give the URL of the "
+                "index that the folder, or the blobs, were made with"
+            )
+        return found
+
+    def drop(self) -> None:
+        """Remove the namespace, if nothing was ever stored in it; the index is of no use then."""
+
+        def work(kept: Kept) -> None:
+            self._dialect.lock_schema(kept)
+            drop_namespace(kept.connection, self._namespace)
+
+        self._write(work, "removing a namespace from")
+
     def __reduce__(self) -> tuple[Any, ...]:
         options = {
             "namespace": self._namespace,
@@ -166,7 +226,7 @@ class SqlBackend(MetadataBackend):
             "readonly": self._readonly,
             "timeout": self._timeout,
         }
-        return _rebuild, (type(self), self._dialect.place, options)
+        return _rebuild, (type(self), self._dialect.address, options)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._dialect.place!r}, namespace={self._namespace!r})"
@@ -187,27 +247,33 @@ class SqlBackend(MetadataBackend):
         kept = pool.acquire()
         try:
             asked = (self._namespace, key)
-            row = kept.driver.execute(self._sql.head, asked).fetchone()
+            row = kept.execute(self._sql.head, asked).fetchone()
             if row is None:
                 return None
             if row[PAYLOAD] is not None:
                 return entry_of((row,))
             # Read anew, so that the entry and its parts are of one time.
-            rows = kept.driver.execute(self._sql.get, asked).fetchall()
+            rows = kept.execute(self._sql.get, asked).fetchall()
         except self._dialect.errors as exc:
-            raise self._dialect.translate(
-                exc, f"reading {key!r} from {self._dialect.place}"
-            ) from exc
+            if not _storable(key):
+                return None
+            if not self._dialect.lost(kept):
+                raise self._dialect.translate(
+                    exc, f"reading {key!r} from {self._dialect.place}"
+                ) from exc
+            rows = None
         except UnicodeEncodeError:  # a lone surrogate, which no key has
             return None
         finally:
             pool.release(kept)
+        if rows is None:
+            return self.get_many((key,)).get(key)  # which takes another connection
         return entry_of(rows) if rows else None
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries of those keys that exist."""
         found: dict[str, Entry] = {}
-        for some in chunks(filter(_encodable, keys), CHUNK):
+        for some in chunks(filter(_storable, keys), CHUNK):
             rows = self._rows(self._sql.get_many, self._namespace, self._dialect.strings(some))
             found.update((entry.key, entry) for entry in entries_of(rows))
         return found
@@ -288,7 +354,7 @@ class SqlBackend(MetadataBackend):
         """Select a superset of what matches, with all values bound; None if nothing can match."""
         chosen = sa.select(entries.c.key).where(entries.c.namespace == self._namespace)
         if query.prefix:
-            if not _encodable(query.prefix):
+            if not _storable(query.prefix):
                 return None
             chosen = chosen.where(entries.c.key >= query.prefix)
             end = successor(query.prefix)
@@ -311,7 +377,7 @@ class SqlBackend(MetadataBackend):
                 if put.expected == "any":
                     text = self._sql.put_inline
                 elif put.expected == "absent":
-                    text = self._sql.add_inline
+                    text = self._sql.add_entry
                 if text is not None:
                     done = self._commit_inline(text, put.draft, commit_id)
                     if done is not None:
@@ -325,37 +391,45 @@ class SqlBackend(MetadataBackend):
 
     def _commit_inline(self, text: str, draft: EntryDraft, commit_id: str) -> CommitResult | None:
         """Put one small object in one statement; None if that is not enough here."""
-        values = put_values(self._namespace, draft, commit_id)
-        pool = self._pool
         self._check_writable()
+        values = put_values(self._namespace, draft, commit_id)
+        what = f"storing {draft.key!r} in {self._dialect.place}"
+        return self._insist(lambda: self._commit_inline_once(text, draft, values, what))
+
+    def _commit_inline_once(
+        self, text: str, draft: EntryDraft, values: tuple[Any, ...], what: str
+    ) -> CommitResult | None:
+        pool, commit_id = self._pool, values[COMMIT_ID]
         kept: Kept | None = None
         turn: threading.Lock | None = None
         try:
             kept = pool.acquire()
             try:
                 turn = pool.take_turn(self._timeout)
-                row = kept.driver.execute(text, values).fetchone()
+                row = kept.execute(text, values).fetchone()
                 if turn is None:
                     pool.renew_turn()
             finally:
                 if turn is not None:
                     turn.release()
         except self._dialect.errors as exc:
-            what = f"storing {draft.key!r} in {self._dialect.place}"
-            raise self._failed(exc, what, committing=True) from exc
+            error = self._failed(exc, what, committing=True)
+            if kept is None or not self._dialect.lost(kept):
+                raise self._again(exc, error) from exc
+            error.__cause__ = exc
+        else:
+            return None if row is None else CommitResult((stored(draft, commit_id, row),))
         finally:
             if kept is not None:
                 pool.release(kept)
-        if row is None:
-            return None
-        return CommitResult((stored(draft, commit_id, row),))
+        return self._inline_landed(draft.key, commit_id, kept, error)
 
     # --- blobs -----------------------------------------------------------------------------------
 
     def find_digests(self, digests: Iterable[str]) -> dict[str, Blob]:
         """Live blobs by digest: a hint, true at commit or reported there as missing."""
         found: dict[str, Blob] = {}
-        for some in chunks(filter(_encodable, digests), CHUNK):
+        for some in chunks(filter(_storable, digests), CHUNK):
             names = self._dialect.strings(some)
             rows = self._rows(self._sql.blobs_by_digest, names, self._namespace)
             found.update((str(blob.digest), blob) for blob in map(blob_of, rows))
@@ -371,7 +445,7 @@ class SqlBackend(MetadataBackend):
     def known(self, locations: Iterable[str]) -> set[str]:
         """Those of the locations that the index has a blob row for, in whatever state."""
         found: set[str] = set()
-        for some in chunks(filter(_encodable, locations), CHUNK):
+        for some in chunks(filter(_storable, locations), CHUNK):
             names = self._dialect.strings(some)
             found.update(row[0] for row in self._rows(self._sql.blobs_at, self._namespace, names))
         return found
@@ -385,7 +459,7 @@ class SqlBackend(MetadataBackend):
         ]
         if values:
             self._write(
-                lambda kept: kept.driver.cursor().executemany(self._sql.add_blob, values),
+                lambda kept: kept.execute_many(self._sql.add_blob, values),
                 "announcing blobs to",
             )
 
@@ -397,12 +471,15 @@ class SqlBackend(MetadataBackend):
         sql, namespace = self._sql, self._namespace
 
         def work(kept: Kept) -> set[str]:
-            run = kept.driver.execute
+            run = kept.execute
             done: set[str] = set()
             for some in chunks(sorted(wanted), CHUNK):
                 unknown = [blob_values(namespace, _unknown(name, now_us)) for name in some]
-                kept.driver.cursor().executemany(sql.add_blob, unknown)
+                kept.execute_many(sql.add_blob, unknown)
                 names = self._dialect.strings(some)
+                if self._dialect.locks_rows:
+                    # First the locks, then the test: it has to see what was committed till then.
+                    run(sql.hold_blobs, (namespace, names)).fetchall()
                 run(sql.condemn_unused, (now_us, namespace, names))
                 done.update(row[0] for row in run(sql.condemned_at, (namespace, names)).fetchall())
             return done
@@ -421,7 +498,7 @@ class SqlBackend(MetadataBackend):
         def work(kept: Kept) -> None:
             for some in chunks(wanted, CHUNK):
                 names = self._dialect.strings(some)
-                kept.driver.execute(self._sql.forget, (self._namespace, names))
+                kept.execute(self._sql.forget, (self._namespace, names))
 
         if wanted:
             self._write(work, "forgetting blobs in")
@@ -430,8 +507,7 @@ class SqlBackend(MetadataBackend):
 
     def sync(self) -> None:
         """Return once all commits so far would survive a power cut."""
-        self._pool.release(self._pool.acquire())  # a closed index says so
-        self._dialect.sync()
+        self._read(self._dialect.sync, "syncing")
 
     def check(self) -> list[str]:
         """Look for damage in the index itself; one line for each problem."""
@@ -456,7 +532,7 @@ class SqlBackend(MetadataBackend):
             "place": place,
             "namespace": self._namespace,
             "schema_version": version,
-            **self._dialect.stats(),
+            **self._read(self._dialect.stats, "looking at"),
         }
 
     def close(self) -> None:
@@ -466,20 +542,28 @@ class SqlBackend(MetadataBackend):
     # --- connections -----------------------------------------------------------------------------
 
     def _rows(self, text: str, *values: Any) -> list[Row]:
-        rows: list[Row] = self._read(
-            lambda kept: kept.driver.execute(text, values).fetchall(), "reading"
-        )
+        rows: list[Row] = self._read(lambda kept: kept.execute(text, values).fetchall(), "reading")
         return rows
 
     def _read(self, work: Callable[[Kept], T], doing: str) -> T:
-        """Run one statement or more on a connection, again if what it showed was out of date."""
+        """Run one statement or more on a connection, again if what it showed was out of date.
+
+        Or on another one, if the connection broke.
+        """
+        deadline = time.monotonic() + self._timeout
+        lost = 0
         for _ in range(_TRIES):
             kept = self._pool.acquire()
             try:
                 result = work(kept)
             except self._dialect.errors as exc:
-                if self._dialect.current(kept):
-                    what = f"{doing} the index {self._dialect.place}"
+                what = f"{doing} the index {self._dialect.place}"
+                if self._dialect.lost(kept):
+                    lost += 1
+                    again = lost < _LOST and time.monotonic() < deadline
+                else:
+                    again = not self._dialect.current(kept)
+                if not again:
                     raise self._dialect.translate(exc, what) from exc
             else:
                 if self._dialect.current(kept):
@@ -496,14 +580,33 @@ class SqlBackend(MetadataBackend):
     ) -> T:
         """Do `work` in a transaction; `keep` tells from its result whether to commit."""
         self._check_writable()
-        try:
+
+        def attempt() -> T:
             return self._write_once(work, doing, keep)
+
+        try:
+            return self._insist(attempt)
         except OutOfSpaceError:
             # A full disk must not stop what would free some of it: first give back what the
             # database itself can spare, then once more.
             if not self._make_room():
                 raise
-        return self._write_once(work, doing, keep)
+        return self._insist(attempt)
+
+    def _insist(self, attempt: Callable[[], T]) -> T:
+        """Do something until it does not fail for what others did, or for a broken connection."""
+        deadline = time.monotonic() + self._timeout
+        lost = 0
+        for number in itertools.count(1):
+            try:
+                return attempt()
+            except AgainError as again:
+                lost += again.lost
+                if lost >= _LOST or number >= _TRIES or time.monotonic() > deadline:
+                    raise again.error from again.__cause__
+            # Those that met should not meet again.
+            time.sleep(random.uniform(0, min(0.001 * 2**number, 0.1)))  # noqa: S311
+        raise AssertionError
 
     def _make_room(self) -> bool:
         kept = self._pool.acquire()
@@ -515,19 +618,20 @@ class SqlBackend(MetadataBackend):
     def _write_once(self, work: Callable[[Kept], T], doing: str, keep: Callable[[T], bool]) -> T:
         kept: Kept | None = None
         turn: threading.Lock | None = None
+        ticket: object = None
         committing = False
         try:
             # First a connection, then the turn: who has the turn must never wait for a fork.
             kept = self._pool.acquire()
             try:
                 turn = self._pool.take_turn(self._timeout)
-                self._dialect.begin(kept)
+                ticket = self._dialect.begin(kept)
                 if turn is None:
                     self._pool.renew_turn()
                 result = work(kept)
                 if keep(result):
                     committing = True
-                    kept.driver.execute("COMMIT")
+                    kept.driver.commit()
                     committing = False
                 return result
             finally:
@@ -538,11 +642,69 @@ class SqlBackend(MetadataBackend):
                     if turn is not None:
                         turn.release()
         except self._dialect.errors as exc:
-            what = f"{doing} the index {self._dialect.place}"
-            raise self._failed(exc, what, committing=committing) from exc
+            error = self._failed(
+                exc, f"{doing} the index {self._dialect.place}", committing=committing
+            )
+            if kept is None or not self._dialect.lost(kept):
+                raise self._again(exc, error) from exc
+            error.__cause__ = exc
         finally:
             if kept is not None:
                 self._pool.release(kept)
+        if committing and self._has_landed(ticket, error):
+            return result
+        raise AgainError(error, lost=True) from error.__cause__
+
+    def _again(self, exc: Exception, error: BlobStoreError) -> Exception:
+        return AgainError(error) if self._dialect.transient(exc) else error
+
+    def _has_landed(self, ticket: object, error: BlobStoreError) -> bool:
+        """Whether a transaction was committed whose connection was lost meanwhile."""
+
+        def look(kept: Kept) -> bool | None:
+            return self._dialect.landed(kept, ticket)
+
+        return self._ask(look, error)
+
+    def _inline_landed(
+        self, key: str, commit_id: str, lost: Kept, error: BlobStoreError
+    ) -> CommitResult:
+        """Find what a single statement wrote whose connection was lost meanwhile.
+
+        It bears the mark of its commit until somebody else writes the key. Without the mark it
+        may have landed before that, so nothing is done again.
+        """
+
+        def look(kept: Kept) -> Entry | bool | None:
+            gone = self._dialect.gone(kept, lost)  # asked first: what it did is seen then
+            row = kept.execute(self._sql.head, (self._namespace, key)).fetchone()
+            entry = None if row is None or row[PAYLOAD] is None else entry_of((row,))
+            if entry is not None and entry.commit_id == commit_id:
+                return entry
+            return False if gone else None
+
+        entry = self._ask(look, error)
+        if isinstance(entry, Entry):
+            return CommitResult((entry,))
+        raise self._unknown(error) from error.__cause__
+
+    def _ask(self, look: Callable[[Kept], T | None], error: BlobStoreError) -> T:
+        """Ask, on other connections, for what became of a commit; wait while it is not settled."""
+        deadline = time.monotonic() + min(self._timeout, _ASKING)
+        while True:
+            with contextlib.suppress(UnavailableError):
+                found = self._read(look, "asking")
+                if found is not None:
+                    return found
+            if time.monotonic() > deadline:
+                raise self._unknown(error) from error.__cause__
+            time.sleep(0.02)
+
+    def _unknown(self, error: BlobStoreError) -> UnavailableError:
+        return UnavailableError(
+            f"{error} Whether the change landed could not be found out: read it again.",
+            outcome="unknown",
+        )
 
     def _failed(self, exc: Exception, what: str, *, committing: bool) -> BlobStoreError:
         """Translate an error; one of the disk during a commit leaves open whether that landed.
@@ -566,22 +728,55 @@ class SqlBackend(MetadataBackend):
             )
 
 
-def _encodable(text: str) -> bool:
-    """Whether a database could hold the text; a lone surrogate is nowhere to be found."""
+def split_namespace(
+    url: str | os.PathLike[str],
+) -> tuple[str | os.PathLike[str], str | None]:
+    """Take the namespace out of a URL.
+
+    Examples
+    --------
+    >>> split_namespace("postgresql://ann@host/db?sslmode=require&blobstore_namespace=team-a")
+    ('postgresql://ann@host/db?sslmode=require', 'team-a')
+    >>> split_namespace("index.db")
+    ('index.db', None)
+    """
+    if not isinstance(url, str) or "://" not in url:
+        return url, None
+    parsed = parse_url(url)
+    said = parsed.query.get(_NAMESPACE_IN_URL)
+    if said is None:
+        return url, None
+    if not isinstance(said, str) or not said:
+        raise InvalidInputError(f"{_NAMESPACE_IN_URL}= takes one name, not {said!r}")
+    parsed = parsed.difference_update_query([_NAMESPACE_IN_URL])
+    return parsed.render_as_string(hide_password=False), said
+
+
+def _check_namespace(namespace: str) -> None:
+    if not namespace or not _storable(namespace) or len(namespace.encode()) > _LONGEST_NAMESPACE:
+        raise InvalidInputError(
+            f"a namespace is a str of 1 to {_LONGEST_NAMESPACE} bytes, not {namespace!r}"
+        )
+
+
+def _storable(text: str) -> bool:
+    """Whether an index could hold the text; a lone surrogate and NUL are nowhere to be found."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in text
 
 
 def _above(key: str) -> sa.ColumnElement[bool]:
     """Whether an entry comes after `key` in the order of code points."""
-    try:
-        key.encode("utf-8")
-    except UnicodeEncodeError as exc:
-        # No key has a surrogate, so what is above one is what is above all of them.
-        return entries.c.key >= key[: exc.start] + "\ue000"
+    # No key has a surrogate or NUL, so what is above a key with one is what is above all keys
+    # that start like it and go on with a surrogate, or with NUL.
+    for place, character in enumerate(key):
+        if character == "\0":
+            return entries.c.key > key[:place]
+        if "\ud800" <= character <= "\udfff":
+            return entries.c.key >= key[:place] + "\ue000"
     return entries.c.key > key
 
 
@@ -589,8 +784,8 @@ def _unknown(location: str, now_us: int) -> Blob:
     return Blob(location, 0, "", "none", "", 1, None, "condemned", now_us, now_us)
 
 
-def _rebuild(cls: type[SqlBackend], place: str, options: dict[str, Any]) -> SqlBackend:
-    return cls(place, **options)
+def _rebuild(cls: type[SqlBackend], address: str, options: dict[str, Any]) -> SqlBackend:
+    return cls(address, **options)
 
 
 _here: sa.BindParameter[str] = sa.bindparam("namespace")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from blobstore import metadata as _metadata
 from blobstore.backends.metadata.connections import Dialect, Kept
@@ -19,7 +19,7 @@ from blobstore.backends.metadata.schema import (
     stored,
 )
 from blobstore.entry import Blob, Entry, EntryDraft, Part
-from blobstore.errors import InvalidInputError
+from blobstore.errors import BlobStoreError, InvalidInputError, UnavailableError
 from blobstore.protocols import (
     CommitResult,
     Copy,
@@ -36,20 +36,47 @@ CHUNK = 1000
 """Names given to one statement at most."""
 
 
+class AgainError(Exception):
+    """The transaction has to be done again from its start, on the same connection or another.
+
+    Attributes
+    ----------
+    error : BlobStoreError
+        What to raise if it was done again often enough.
+    lost : bool
+        Whether that is because the connection broke.
+    """
+
+    def __init__(self, error: BlobStoreError, *, lost: bool = False) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.lost = lost
+
+
 class Transaction:
     """One commit inside its transaction: what is known of keys and blobs so far.
 
     Operations see what those before them did. Rows are read once, keys first and blobs second,
-    each in order, so that two commits cannot wait for each other.
+    each in order, so that two commits do not wait for each other in a circle.
+
+    Where several transactions write at a time (`Dialect.locks_rows`), each first locks the rows
+    that are there of its keys, and then of all blobs that it may add, share or drop. It reads
+    what it decides by after that, in statements that see what others committed before they let
+    go of the locks. What is not there cannot be locked: to add it fails if others did meanwhile,
+    and the transaction is done again. So:
+
+    - an entry is changed by one transaction at a time, and none goes by an old version of it;
+    - a blob gets a reference only while its row is locked and live, and is condemned only while
+      its row is locked and a later statement finds no reference. Of two that want to do that at
+      the same time, the second sees what the first did.
     """
 
     def __init__(
         self, kept: Kept, dialect: Dialect, sql: Statements, namespace: str, commit_id: str
     ) -> None:
-        self._run = kept.driver.execute
-        self._run_many: Callable[[str, list[tuple[Any, ...]]], object] = lambda text, rows: (
-            kept.driver.cursor().executemany(text, rows)
-        )
+        self._run = kept.execute
+        self._run_many = kept.execute_many
+        self._locks_rows = dialect.locks_rows
         self._strings = dialect.strings
         self._sql = sql
         self._namespace = namespace
@@ -79,9 +106,22 @@ class Transaction:
     def _load_entries(self, operations: Sequence[Operation]) -> None:
         keys = sorted({key for operation in operations for key in _keys_of(operation)})
         self._entries = dict.fromkeys(keys)
+        held = self._hold_entries(keys) if self._locks_rows else None
+        if held is not None and not held:
+            return  # none of them was there, all at one time
         for some in chunks(keys, CHUNK):
             rows = self._run(self._sql.get_many, (self._namespace, self._strings(some))).fetchall()
-            self._entries.update((entry.key, entry) for entry in entries_of(rows))
+            for entry in entries_of(rows):
+                if held is not None and entry.id not in held:
+                    raise _overtaken(f"the key {entry.key!r} came into being")
+                self._entries[entry.key] = entry
+
+    def _hold_entries(self, keys: Sequence[str]) -> set[int]:
+        held: set[int] = set()
+        for some in chunks(keys, CHUNK):
+            values = (self._namespace, self._strings(some))
+            held.update(row[0] for row in self._run(self._sql.hold_entries, values).fetchall())
+        return held
 
     def _load_blobs(self, operations: Sequence[Operation]) -> None:
         found = [
@@ -91,15 +131,24 @@ class Transaction:
             for part in operation.draft.parts
             if part.payload is None
         ]
-        for some in chunks(sorted({blob.location for blob in found}), CHUNK):
-            for blob in self._select(self._sql.blobs_at, some):
-                self._blobs[blob.location] = blob
+        winners: dict[str, str] = {}
         digests = sorted({blob.digest for blob in found if blob.digest is not None})
         for some in chunks(digests, CHUNK):
             values = (self._strings(some), self._namespace)
             for row in self._run(self._sql.blobs_by_digest, values).fetchall():
                 blob = blob_of(row)
-                self._by_digest[str(blob.digest)] = blob
+                winners[str(blob.digest)] = blob.location
+        wanted = {blob.location for blob in found} | set(winners.values())
+        if self._locks_rows:
+            # Also those that may be dropped, to lock all of them in one order.
+            wanted.update(x for entry in self._entries.values() if entry for x in entry.locations)
+        for some in chunks(sorted(wanted), CHUNK):
+            for blob in self._select(self._sql.hold_blobs, some):
+                self._blobs[blob.location] = blob
+        for digest, location in winners.items():
+            winner = self._blobs.get(location)
+            if winner is not None and winner.state == "live":  # still
+                self._by_digest[digest] = winner
 
     def _select(self, text: str, names: Sequence[str]) -> list[Blob]:
         rows = self._run(text, (self._namespace, self._strings(names))).fetchall()
@@ -184,7 +233,10 @@ class Transaction:
     def _store(self, draft: EntryDraft, current: Entry | None) -> Entry:
         """Write an entry over `current`, whose blobs may then be unreferenced."""
         values = put_values(self._namespace, draft, self._commit_id)
-        row = self._run(self._sql.put_entry, values).fetchone()
+        text = self._sql.add_entry if current is None else self._sql.put_entry
+        row = self._run(text, values).fetchone()
+        if row is None:
+            raise _overtaken(f"the key {draft.key!r} came into being")
         if current is not None and current.locations:
             self._drop(current, draft.now_us)
         located = [
@@ -252,7 +304,11 @@ class Transaction:
         return live
 
     def _put_blob(self, blob: Blob, condemned_by: str | None) -> None:
-        self._run(self._sql.put_blob, blob_values(self._namespace, blob, condemned_by))
+        values = blob_values(self._namespace, blob, condemned_by)
+        if blob.location in self._blobs:
+            self._run(self._sql.put_blob, values)
+        elif self._run(self._sql.add_blob, values).rowcount == 0:
+            raise _overtaken(f"the blob {blob.location!r}, or one of the same content, was entered")
         self._blobs[blob.location] = blob
 
     def _condemn_dropped(self) -> None:
@@ -265,6 +321,10 @@ class Transaction:
         if rows:
             self._run_many(self._sql.condemn, rows)
         self._condemned += gone
+
+
+def _overtaken(what: str) -> AgainError:
+    return AgainError(UnavailableError(f"{what} while it was being committed, time and again"))
 
 
 def _keys_of(operation: Operation) -> tuple[str, ...]:
