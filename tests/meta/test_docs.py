@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from distributed import LocalCluster
 
 import blobstore
 
@@ -19,14 +21,58 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
 BLOCK = re.compile(
     r"^```(?P<language>\w*)(?P<note>[^\n]*)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
 )
+NEEDS = re.compile(r"^<!-- needs: (.*) -->$", re.MULTILINE)
+"""At the head of a page: which servers its blocks speak to."""
+
 MODULES = sorted(
     module.name for module in pkgutil.walk_packages(blobstore.__path__, prefix="blobstore.")
 )
 
 
+@pytest.fixture
+def s3_environment(s3_server, tmp_path):
+    """What a user has set to reach the server, and the bucket of the examples."""
+    s3_server.client.create_bucket(Bucket="team-models")
+    yield {
+        "AWS_CONFIG_FILE": str(tmp_path / "no-config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no-credentials"),
+        "AWS_ACCESS_KEY_ID": s3_server.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3_server.secret_key,
+        "AWS_REGION": s3_server.region,
+        "AWS_ENDPOINT_URL_S3": s3_server.endpoint,
+    }
+    s3_server.delete_bucket("team-models")
+
+
+@pytest.fixture
+def postgres_environment(postgres_url):
+    return {"TEAM_INDEX": postgres_url}
+
+
+@pytest.fixture
+def dask_environment(s3_environment, monkeypatch):
+    """A cluster whose workers have the same environment."""
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    with LocalCluster(
+        n_workers=2,
+        threads_per_worker=1,
+        host="127.0.0.1",
+        dashboard_address=None,
+        worker_dashboard_address=None,
+    ) as cluster:
+        yield {"DASK_SCHEDULER_ADDRESS": cluster.scheduler_address}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_blocks_of_a_page_run_in_order(page, tmp_path):
+def test_python_blocks_of_a_page_run_in_order(page, tmp_path, request):
     text = page.read_text(encoding="utf-8")
+    needed = [name for found in NEEDS.findall(text) for name in found.split(", ")]
+    environment = os.environ | {
+        name: value
+        for need in needed
+        for name, value in request.getfixturevalue(f"{need}_environment").items()
+    }
     blocks = [found for found in BLOCK.finditer(text) if found["language"] == "python"]
     # Each block keeps its line numbers, so that a failure points into the page.
     program = "".join(
@@ -38,6 +84,7 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
         cwd=tmp_path,
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
