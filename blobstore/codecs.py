@@ -480,8 +480,14 @@ class decoding:  # noqa: N801 - used like a function, in a with statement
             raise DecodeError(f"{self._what} is no whole {self._name} stream: {exc}") from exc
 
 
-def validate(codec: object, level: object) -> tuple[str, int]:
+def validate(codec: object, level: object, *, name: str = "compression_level") -> tuple[str, int]:
     """Check a codec name and a level as a user gave them.
+
+    Parameters
+    ----------
+    codec, level : object
+    name : str
+        What the level is called where it was given.
 
     Raises
     ------
@@ -493,7 +499,7 @@ def validate(codec: object, level: object) -> tuple[str, int]:
     get(codec)
     if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= 9:
         raise ConfigError(
-            f"compression_level must be an integer from 1 (fastest) to 9 (smallest), not {level!r}"
+            f"{name} must be an integer from 1 (fastest) to 9 (smallest), not {level!r}"
         )
     return codec, level
 

@@ -138,6 +138,7 @@ def construct(
     arguments: Mapping[str, Any],
     place: Place,
     secrets: Mapping[str, str],
+    fields: Mapping[str, Place] | None = None,
 ) -> Any:
     """Call a constructor; what it says about its arguments is said with the place.
 
@@ -148,6 +149,8 @@ def construct(
     place : Place
     secrets : mapping of str to str
         What to show -> in place of which text; see `redact`.
+    fields : mapping of str to Place, optional
+        Where each argument was given: an error about one of them names that place.
 
     Raises
     ------
@@ -168,7 +171,24 @@ def construct(
         problem = exc
     shown = redact(str(problem), secrets)
     # Raised out here, and without a cause that would show what is left out here.
-    raise place.error(shown) from (problem if shown == str(problem) else None)
+    at = _meant(str(problem), arguments, fields or {}) or place
+    raise at.error(shown) from (problem if shown == str(problem) else None)
+
+
+def _meant(message: str, arguments: Mapping[str, Any], fields: Mapping[str, Place]) -> Place | None:
+    """Where the argument was given that a message speaks of first, by its name or as it looks."""
+    found = [
+        (match.start(), place)
+        for name, place in fields.items()
+        for words in (name, _look(arguments[name]))
+        if words and (match := re.search(rf"(?<!\w){re.escape(words)}(?!\w)", message))
+    ]
+    return min(found, key=lambda each: each[0])[1] if found else None
+
+
+def _look(argument: object) -> str:
+    """How a message shows an argument; "" for one that may look like something else there."""
+    return "" if argument is None or isinstance(argument, int | float) else repr(argument)
 
 
 _CONVERTERS: dict[str, Callable[[str], Any]] = {

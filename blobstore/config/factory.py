@@ -138,6 +138,7 @@ class _Step:
     make: type[Any]
     bases: dict[str, Bases]
     config: dict[str, Any]
+    fields: dict[str, Place]
 
 
 class _Build:
@@ -186,11 +187,14 @@ class _Build:
         config = {
             name: self._value(value, name, parameters) for name, value in definition.config.items()
         }
+        fields = {name: parameters.place.entry(name) for name in config}
         for name in bases:
+            by_name = isinstance(definition.base, dict)
+            fields[name] = place.entry("base").entry(name) if by_name else place.entry("base")
             # What takes a store over only when told to is told to: nobody else could close it.
             if f"close_{name}" in parameters.names:
                 config.setdefault(f"close_{name}", True)
-        return _Step(place, found.cls, bases, config)
+        return _Step(place, found.cls, bases, config, fields)
 
     def _value(self, value: Any, name: str, parameters: Parameters) -> Any:
         place = parameters.place.entry(name)
@@ -221,7 +225,8 @@ class _Build:
 
     def _make(self, step: _Step, made: Mapping[Place, Any]) -> Any:
         beneath = map_leaves(step.bases, lambda base, _: made[base.place])
-        return construct(step.make, {**beneath, **step.config}, step.place, self._secrets)
+        arguments = {**beneath, **step.config}
+        return construct(step.make, arguments, step.place, self._secrets, step.fields)
 
 
 def _by_parameter(bases: Bases, parameters: Parameters) -> dict[str, Bases]:

@@ -15,12 +15,15 @@ Subclass `ValueStoreSuite` in a test module, name the class ``Test...``, and wri
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from blobstore.errors import (
     ClosedError,
@@ -32,6 +35,7 @@ from blobstore.errors import (
 )
 from blobstore.protocols import ObjectStore
 from blobstore.testing.object_store import in_threads
+from blobstore.testing.value_store_machine import value_machine_class
 from blobstore.wrappers.base import require_bytes
 
 
@@ -48,12 +52,15 @@ class ValueStoreSuite:
         What is no stored value; each is `IntegrityError`.
     picklable : bool
         Whether a pickled copy of a persistent store works.
+    machine_examples : int
+        How many random sequences of calls are compared with a dictionary.
     """
 
     values: ClassVar[Sequence[Any]]
     wrong_values: ClassVar[Sequence[Any]]
     damaged: ClassVar[Sequence[bytes]] = ()
     picklable: ClassVar[bool] = True
+    machine_examples: ClassVar[int] = 5
 
     def make_store(self, tmp_path: Path) -> ObjectStore:
         """Make an empty store; what it keeps on disk lies in `tmp_path`."""
@@ -241,3 +248,22 @@ class ValueStoreSuite:
         for call in calls:
             with pytest.raises(ClosedError):
                 call()
+
+    def test_like_a_dictionary(self, tmp_path: Path) -> None:
+        numbers = itertools.count()
+        machine = value_machine_class(
+            lambda: self.make_store(tmp_path / f"m{next(numbers)}"),
+            self.values,
+            self.fresh,
+            self.is_there,
+        )
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=self.machine_examples,
+                stateful_step_count=20,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

@@ -409,10 +409,12 @@ class CachingStore(WrapperStore):
     def _check_options(self) -> None:
         main, cache = self.main_store.capabilities, self.cache_store.capabilities
         if self.main_store is self.cache_store:
-            raise ConfigError("a store cannot be its own cache: give it another one")
+            raise ConfigError(
+                "cache_store is main_store itself: give another store, since one cannot be its own cache"
+            )
         if main.values != cache.values:
             raise ConfigError(
-                f"the cache has to take the values of the main store: {main.values}, "
+                f"cache_store has to take the values of the main store: {main.values}, "
                 f"not {cache.values}"
             )
         if self.validate and not main.etags:

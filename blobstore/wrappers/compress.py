@@ -46,7 +46,7 @@ class _Compression(StreamTransformer):
     codec: ClassVar[str]
 
     def __init__(self, level: int) -> None:
-        codecs.validate(self.codec, level)
+        codecs.validate(self.codec, level, name="level")
         self.level = level
 
     @abstractmethod

@@ -446,11 +446,11 @@ def _named(children: object) -> list[Child]:
     else:
         raise ConfigError(f"the children of a mirror are a sequence of stores, not {children!r}")
     if not pairs:
-        raise ConfigError("a mirror needs at least one child")
+        raise ConfigError("a mirror needs children: give at least one")
     for name, _ in pairs:
         if not isinstance(name, str) or not name or ":" in name:
             raise ConfigError(f"the name of a child is a str without colons, not {name!r}")
     found = [Child(name, require_store(child, "a child")) for name, child in pairs]
     if len({id(child.store) for child in found}) < len(found):
-        raise ConfigError("the same store is there twice: it would mirror nothing")
+        raise ConfigError("the children have the same store twice: it would mirror nothing")
     return found

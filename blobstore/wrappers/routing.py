@@ -80,12 +80,15 @@ class RegexRoutingStore(ObjectStore):
         self._routes: list[_Route] = []
         self._stores = [] if store is None else [store]
         self._closed = False
+        given: Any = routes
+        if not isinstance(given, Iterable):
+            raise ConfigError(f"routes are pairs (pattern, target), not {given!r}")
         pairs = routes.items() if isinstance(routes, Mapping) else routes
         for route in pairs:
             try:
                 pattern, target = route
             except (TypeError, ValueError) as exc:
-                raise ConfigError(f"a route is a pair (pattern, target), not {route!r}") from exc
+                raise ConfigError(f"routes are pairs (pattern, target), not {route!r}") from exc
             self.add_route(pattern, target)
 
     def add_route(self, pattern: str | re.Pattern[str], target: Target) -> None:
@@ -110,7 +113,7 @@ class RegexRoutingStore(ObjectStore):
                 )
             target = KeyTransformingStore(self.store, target)
         else:
-            require_store(target, f"the target of {regex.pattern!r}")
+            require_store(target, f"routes: the target of {regex.pattern!r}")
             if all(target is not known for known in self._stores):
                 self._stores.append(target)
         self._routes.append(_Route(regex, target))

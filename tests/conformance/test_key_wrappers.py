@@ -14,7 +14,11 @@ from blobstore.wrappers.key_transform import KeyTransformer, KeyTransformingStor
 from blobstore.wrappers.prefix import HashPrefixStore, PrefixStore, PrefixTransformer
 from blobstore.wrappers.routing import RegexRoutingStore
 from blobstore.wrappers.url_encoding import UrlEncodingStore
-from blobstore.wrappers.validate import KeyValidatingStore, RegexValidatingStore
+from blobstore.wrappers.validate import (
+    KeyValidatingStore,
+    RegexValidatingStore,
+    UrlValidatingStore,
+)
 
 
 class WrapperSuite(ObjectStoreSuite):
@@ -149,11 +153,58 @@ class TestKeyValidatingOverMemory(OverMemory):
         return KeyValidatingStore(beneath, almost_all)
 
 
+class TestKeyValidatingOverFiles(OverFiles):
+    def make_store(self, tmp_path):
+        beneath = FilesystemStore(tmp_path / "root")
+        beneath.put("run-2/key", b"foreign")
+        return KeyValidatingStore(beneath, almost_all)
+
+
+class TestRegexValidatingOverMemory(OverMemory):
+    def make_store(self, tmp_path):
+        beneath = DictStore()
+        beneath.put("~foreign~", b"")
+        return RegexValidatingStore(beneath, r"(?s)(?!~foreign~).*")
+
+
 class TestRegexValidatingOverFiles(OverFiles):
     def make_store(self, tmp_path):
         beneath = FilesystemStore(tmp_path / "root")
         beneath.put("~foreign~", b"")
         return RegexValidatingStore(beneath, r"(?s)(?!~foreign~).*")
+
+
+class UrlSuite(WrapperSuite):
+    """Every key of the suite becomes an address, so that only addresses reach the store."""
+
+    host = "https://example.org/"
+
+    def beneath(self, tmp_path):
+        raise NotImplementedError
+
+    def make_store(self, tmp_path):
+        beneath = self.beneath(tmp_path)
+        beneath.put("no address", b"foreign")
+        return PrefixStore(UrlValidatingStore(beneath), self.host)
+
+    @property
+    def odd_keys(self):
+        return [key for key in super().odd_keys if not any(c.isspace() or c < " " for c in key)]
+
+    def test_other_keys_are_refused(self, store):
+        with pytest.raises(KeyError, match="blanks"):
+            store.put("a b", b"")
+        assert list(store.store.keys()) == []
+
+
+class TestUrlValidatingOverMemory(UrlSuite):
+    def beneath(self, tmp_path):
+        return DictStore()
+
+
+class TestUrlValidatingOverFiles(UrlSuite):
+    def beneath(self, tmp_path):
+        return SafeFilesystemStore(tmp_path / "root")
 
 
 # --- routing --------------------------------------------------------------------------------------

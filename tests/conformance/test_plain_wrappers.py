@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -13,6 +14,7 @@ from blobstore.backends.blob.memory import DictStore
 from blobstore.errors import KeyNotFoundError, UnavailableError
 from blobstore.protocols import ObjectStore
 from blobstore.testing.object_store import ObjectStoreSuite
+from blobstore.wrappers.access import ReadonlyStore, WriteonlyStore
 from blobstore.wrappers.base import IdentityStore, WrapperStore
 from blobstore.wrappers.log import ExceptionLoggingStore, LoggingStore
 from blobstore.wrappers.notify import NotifyingStore
@@ -57,6 +59,53 @@ class TestIdentityOverMemory(OverMemory):
 
 class TestIdentityOverFiles(OverFiles):
     wrapper = IdentityStore
+
+
+class BothHalves(WriteonlyStore):
+    """Writes through a `WriteonlyStore`, and reads through a `ReadonlyStore` over the same objects."""
+
+    def __init__(self, store):
+        super().__init__(store)
+        self.readonly = ReadonlyStore(store)
+
+    @property
+    def capabilities(self):
+        writes, reads = super().capabilities, self.readonly.capabilities
+        return replace(
+            reads, writable=writes.writable, conditional_writes=writes.conditional_writes
+        )
+
+    def get(self, key):
+        return self.readonly.get(key)
+
+    def exists(self, key):
+        return self.readonly.exists(key)
+
+    def keys(self, prefix=""):
+        return self.readonly.keys(prefix)
+
+    def get_range(self, key, start, stop):
+        return self.readonly.get_range(key, start, stop)
+
+    def open(self, key):
+        return self.readonly.open(key)
+
+    def source(self, key):
+        return self.readonly.source(key)
+
+    def stat(self, key):
+        return self.readonly.stat(key)
+
+    def local_path(self, key):
+        return self.readonly.local_path(key)
+
+
+class TestReadonlyAndWriteonlyOverMemory(OverMemory):
+    wrapper = BothHalves
+
+
+class TestReadonlyAndWriteonlyOverFiles(OverFiles):
+    wrapper = BothHalves
 
 
 class TestNotifyingOverMemory(OverMemory):

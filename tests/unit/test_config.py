@@ -728,7 +728,7 @@ def test_errors_of_constructors_do_not_show_values_of_variables(monkeypatch, sec
     monkeypatch.setenv("BLOBSTORE_TEST_SECRET", secret)
     config = {"password": "${BLOBSTORE_TEST_SECRET}", "kind": kind}
     error = refused({"a": {"type": "Secretive", "config": config}}, "store 'a'")
-    text = str(error).removeprefix("the mapping, store 'a': ")
+    text = str(error).removeprefix("the mapping, store 'a', config.password: ")
     shown = "${BLOBSTORE_TEST_SECRET}"
     assert text in (
         f"the password '{shown}' is wrong, {shown}!",
@@ -1038,6 +1038,48 @@ def test_bases_that_do_not_fit():
     refused(
         {"a": {"type": "IdentityStore", "config": {"store": "b"}}, "b": MEMORY}, "store 'a'", "'b'"
     )
+
+
+@pytest.mark.parametrize(
+    ("store", "field"),
+    [
+        ({"type": "GzipStore", "base": "b", "config": {"level": 99}}, "config.level"),
+        ({"type": "CachingStore", "base": {"main_store": "b", "cache_store": "b"}}, "base.cache_"),
+        ({"type": "MirroringStore", "base": ["b", "b"]}, "base:"),
+        ({"type": "RegexRoutingStore", "base": "b", "config": {"routes": 5}}, "config.routes"),
+        ({"type": "RegexRoutingStore", "base": "b", "config": {"routes": [5]}}, "config.routes"),
+        ({"type": "RegexRoutingStore", "config": {"routes": {"": "b"}}}, "config.routes"),
+        (
+            {"type": "RegexValidatingStore", "base": "b", "config": {"pattern": "("}},
+            "config.pattern",
+        ),
+        ({"type": "EncryptingStore", "base": "b", "config": {"key": "short"}}, "config.key"),
+        (
+            {"type": "TextEncodingStore", "base": "b", "config": {"encoding": "no"}},
+            "config.encoding",
+        ),
+        ({"type": "HashdirStore", "config": {"root_path": "x", "width": 99}}, "config.width"),
+        ({"type": "GzipStore", "base": "text"}, "base:"),
+        ({"type": "BlobStore", "base": "text", "config": {"cache_dir": "x"}}, "base:"),
+        ({"type": "BlobStore", "base": "b", "config": {"backend": "tape"}}, "config.backend"),
+        ({"type": "BlobStore", "config": {"compression": "zip"}}, "config.compression"),
+    ],
+    ids=lambda each: each["type"] if isinstance(each, dict) else each,
+)
+def test_what_a_constructor_refuses_is_said_of_its_field(store, field, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = {"type": "TextEncodingStore", "base": "b"}
+    refused({"a": store, "b": MEMORY, "text": text}, f"the mapping, store 'a', {field}")
+
+
+def test_what_a_constructor_says_of_none_of_its_arguments_is_said_of_the_store():
+    @register_store
+    class Undecided(DictStore):
+        def __init__(self, size=1, name="", word=None):
+            raise ConfigError("not today: resized 10 times, None is left")
+
+    stores = {"a": {"type": "Undecided", "config": {"size": 0, "name": "10", "word": None}}}
+    assert str(refused(stores)).startswith("the mapping, store 'a': not today")
 
 
 def test_a_text_store_beneath_a_store_of_bytes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import zipfile
 from pathlib import Path
@@ -15,10 +16,12 @@ from hypothesis import strategies as st
 from blobstore import BlobStore, registry
 from blobstore.backends import DictStore, FilesystemStore
 from blobstore.backends.blob.urls import StoreUrl
-from blobstore.config import open_store
+from blobstore.config import StoreFactory, open_store
 from blobstore.errors import BlobStoreError, ConfigError, StorageError
 from blobstore.registry import register_store, store_types
 from blobstore.wrappers.base import IdentityStore
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +55,52 @@ STORES = "stores: {a: {type: DictStore}, b: {type: IdentityStore, base: a}}\nmai
 def test_yaml_files(name, form):
     Path(name).write_text(STORES)
     assert kind(open_store(form(name))) == "IdentityStore"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_yaml_blocks_of_the_documents_are_opened(page):
+    text = page.read_text(encoding="utf-8")
+    for block in re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        Path("stores.yaml").write_text(block, encoding="utf-8")
+        with open_store("stores.yaml") as store:
+            store.put(key="key", data=b"value" * 1000)  # an ObjectStore's order, or a BlobStore's
+            assert store.get("key") == b"value" * 1000
+        for name in StoreFactory("stores.yaml").names:
+            StoreFactory("stores.yaml").build(name).close()
+
+
+def test_a_blob_store_from_a_yaml_file(monkeypatch):
+    monkeypatch.setenv("BLOBSTORE_TEST_CODEC", "zstd")
+    Path("stores.yaml").write_text(
+        """
+stores:
+  experiments:
+    type: BlobStore
+    base: safe
+    config:
+      cache_dir: ./experiments
+      backend: sqlite
+      compression: ${BLOBSTORE_TEST_CODEC}
+      compression_level: ${BLOBSTORE_TEST_LEVEL:-7}
+      content_addressable: true
+  safe:
+    type: EncryptingStore
+    base: disk
+    config: {key: "${BLOBSTORE_TEST_KEY:-AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=}"}
+  disk: {type: FilesystemStore, config: {root_path: ./disk}}
+main: experiments
+""",
+        encoding="utf-8",
+    )
+    with open_store("stores.yaml") as store:
+        assert type(store) is BlobStore
+        key = store.put("text " * 10_000, metadata={"f1": 0.5})
+        assert store.get_metadata(key)["metadata"] == {"f1": 0.5}
+    with open_store(Path("stores.yaml")) as store:
+        assert store[key] == "text " * 10_000
+    written = [path for path in Path("disk").rglob("*") if path.is_file()]
+    assert any(path.suffixes == [".txt", ".zst"] for path in written)
+    assert not any(b"text" in path.read_bytes() for path in written)
 
 
 def test_yaml_files_that_are_wrong():
