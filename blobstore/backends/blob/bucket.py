@@ -37,6 +37,7 @@ from blobstore.errors import (
     ConflictError,
     InvalidInputError,
     KeyNotFoundError,
+    PermissionDeniedError,
     StorageError,
     UnavailableError,
 )
@@ -110,7 +111,8 @@ class BucketStore(ObjectStore):
         Bytes of a part, 5 MiB or more. S3 takes 10,000 parts: for an object of more than so many of
         them, give `writer` its size, and they grow.
     timeout : float
-        Seconds for one request, its bytes included.
+        Seconds for one request, its bytes included. Where a call moves more than 16 MiB at once,
+        its requests get as many times as long; so a line may be as slow as 16 MiB per `timeout`.
     retries : int
         How often a request is tried again that failed by the network or a busy server, after
         growing pauses and for at most twice `timeout`.
@@ -452,9 +454,9 @@ class BucketStore(ObjectStore):
             return
         try:
             self._client.copy(source, old, new)
-        except (KeyNotFoundError, UnavailableError):
+        except (KeyNotFoundError, PermissionDeniedError, UnavailableError):
             raise
-        except StorageError:
+        except StorageError:  # servers have no code of their own for "too large"
             if self._client.head(source, old)[0].size <= _LARGEST_COPY:
                 raise
             self._copy_through(source, target)

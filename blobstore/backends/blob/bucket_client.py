@@ -25,6 +25,10 @@ WRITER = "blobstorewriter"
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _PAGE = 1000
+_IN_TIME = 16 << 20
+"""Bytes that one `timeout` is for; who moves more of them at once is given more time, in proportion."""
+_COPYING = 4 * _IN_TIME
+"""What a copy counts as: a server takes its time for one of 5 GiB, and says nothing meanwhile."""
 _KINDS = {"s3": "S3Store", "gs": "GCSStore", "az": "AzureStore"}
 
 
@@ -45,7 +49,7 @@ class Target:
         What obstore asks for keys; None leaves it to find some.
     anonymous : bool
     timeout : float
-        Of one request, in seconds.
+        Of one request that moves up to 16 MiB, in seconds.
     retries : int
     client_options, settings : mapping
         For obstore, as they are.
@@ -68,15 +72,17 @@ class Target:
         """The bucket, for messages."""
         return f"the bucket {self.bucket!r}" + (f" at {self.endpoint}" if self.endpoint else "")
 
-    def connect(self, api: Any, retries: int | None = None) -> Any:
+    def connect(self, api: Any, *, patient: bool = True, turns: int = 1) -> Any:
         """Make obstore's store; nothing is sent.
 
         Parameters
         ----------
         api : module
             obstore's functions.
-        retries : int, optional
-            In place of those of the target.
+        patient : bool
+            Whether it tries again by itself.
+        turns : int
+            How many times as long as usual a request may take.
 
         Raises
         ------
@@ -88,16 +94,21 @@ class Target:
             return kind(
                 self.bucket,
                 **self._service_settings(),
-                client_options=self._client_options(),
-                retry_config=self._retries(self.retries if retries is None else retries),
+                client_options=self._client_options(turns * self.timeout),
+                retry_config=self._retries(self.retries if patient else 0, turns * self.timeout),
             )
         except (api.exceptions.BaseError, TypeError, ValueError) as exc:
             reason = str(exc).partition("\n")[0]
             raise ConfigError(f"{self.place} cannot be used: obstore says {reason!r}") from exc
 
-    def pauses(self) -> Iterator[float]:
+    def turns(self, load: int) -> int:
+        """How many times as long as usual a request may take when so many bytes are on their way."""
+        turns = -(-load // _IN_TIME)
+        return 1 << (turns - 1).bit_length() if turns > 1 else 1  # few values: few connections
+
+    def pauses(self, load: int = 0) -> Iterator[float]:
         """How long to wait before each further try, where obstore makes none."""
-        deadline = time.monotonic() + 2 * self.timeout
+        deadline = time.monotonic() + 2 * self.timeout * self.turns(load)
         pause = _FIRST_PAUSE
         for _ in range(self.retries):
             if time.monotonic() + pause > deadline:
@@ -127,15 +138,15 @@ class Target:
             return f"{scheme}://{self.bucket}.{host}"
         return f"{scheme}://{host}"
 
-    def _client_options(self) -> dict[str, Any]:
+    def _client_options(self, timeout: float) -> dict[str, Any]:
         return {
-            "timeout": timedelta(seconds=self.timeout),
+            "timeout": timedelta(seconds=timeout),
             "connect_timeout": timedelta(seconds=min(5.0, self.timeout)),
             "allow_http": (self.endpoint or "").startswith("http://"),
             **self.client_options,
         }
 
-    def _retries(self, count: int) -> dict[str, Any]:
+    def _retries(self, count: int, timeout: float) -> dict[str, Any]:
         return {
             "max_retries": count,
             "backoff": {
@@ -143,7 +154,7 @@ class Target:
                 "max_backoff": timedelta(seconds=_LONGEST_PAUSE),
                 "base": 2,
             },
-            "retry_timeout": timedelta(seconds=2 * self.timeout),
+            "retry_timeout": timedelta(seconds=2 * timeout),
         }
 
 
@@ -182,7 +193,7 @@ class BucketClient:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._connections: dict[bool, _Connection] = {}
+        self._connections: dict[tuple[bool, int], _Connection] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.target,)
@@ -201,9 +212,17 @@ class BucketClient:
             return bytes(result.bytes())
 
     def get_part(
-        self, key: str, name: str, options: Mapping[str, Any]
+        self, key: str, name: str, options: Mapping[str, Any], load: int = 0
     ) -> tuple[Version, memoryview]:
-        """Read some bytes of an object.
+        """Read some bytes of an object, while others of the same call may be read.
+
+        Parameters
+        ----------
+        key, name : str
+        options : mapping
+            obstore's.
+        load : int
+            Bytes that are on their way at once.
 
         Raises
         ------
@@ -212,7 +231,7 @@ class BucketClient:
         RangeRefusedError
             It has no bytes there.
         """
-        with self._calling("reading", key) as (api, store):
+        with self._calling("reading", key, load=load) as (api, store):
             result = api.get(store, name, options=options)
             return _version(key, name, result.meta), memoryview(result.bytes())
 
@@ -258,7 +277,8 @@ class BucketClient:
             There is an object already, or it is not the version that `mode` names.
         """
         patient = mode == "overwrite"
-        with self._calling("writing", key, writes=True, patient=patient) as (api, store):
+        load = memoryview(data).nbytes
+        with self._calling("writing", key, writes=True, patient=patient, load=load) as (api, store):
             done = api.put(
                 store, name, data, mode=mode, attributes=attributes or None, use_multipart=False
             )
@@ -267,7 +287,7 @@ class BucketClient:
 
     def upload(self, name: str, part_size: int, workers: int, attributes: Mapping[str, str]) -> Any:
         """Begin to write an object in parts; nothing is sent before the first part is full."""
-        connection = self._connected()
+        connection = self._connected(load=part_size * workers)
         return connection.api.open_writer(
             connection.store,
             name,
@@ -293,7 +313,7 @@ class BucketClient:
 
     def copy(self, key: str, name: str, target: str) -> None:
         """Copy an object inside the bucket."""
-        with self._calling("copying", key, writes=True) as (api, store):
+        with self._calling("copying", key, writes=True, load=_COPYING) as (api, store):
             api.copy(store, name, target)
 
     def sign(self, method: str, key: str, name: str, seconds: float) -> str:
@@ -310,24 +330,31 @@ class BucketClient:
 
     # --- the connection --------------------------------------------------------------------------
 
-    def _connected(self, *, patient: bool = True) -> _Connection:
-        connection = self._connections.get(patient)
+    def _connected(self, *, patient: bool = True, load: int = 0) -> _Connection:
+        turns = self.target.turns(load)
+        connection = self._connections.get((patient, turns))
         if connection is None or connection.pid != os.getpid():
             if connection is not None:
                 _inherited.append(connection)
             api = runtime()
-            store = self.target.connect(api, None if patient else 0)
+            store = self.target.connect(api, patient=patient, turns=turns)
             # An upload's methods raise OSError, which FileNotFoundError is too.
             errors = (api.exceptions.BaseError, OSError)
             connection = _Connection(os.getpid(), api, store, errors)
-            self._connections[patient] = connection
+            self._connections[patient, turns] = connection
         return connection
 
     @contextlib.contextmanager
     def _calling(
-        self, what: str, key: str | None = None, *, writes: bool = False, patient: bool = True
+        self,
+        what: str,
+        key: str | None = None,
+        *,
+        writes: bool = False,
+        patient: bool = True,
+        load: int = 0,
     ) -> Iterator[tuple[Any, Any]]:
-        connection = self._connected(patient=patient)
+        connection = self._connected(patient=patient, load=load)
         try:
             yield connection.api, connection.store
         except connection.errors as exc:

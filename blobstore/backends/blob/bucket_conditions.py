@@ -45,7 +45,7 @@ class ConditionalPut:
         UnavailableError
             The server cannot be reached, or was lost; the outcome says what is known.
         """
-        pauses = self._client.target.pauses()
+        pauses = self._client.target.pauses(memoryview(data).nbytes)
         uncertain = False
         while True:
             try:

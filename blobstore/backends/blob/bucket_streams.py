@@ -57,22 +57,24 @@ class Ranges:
             That version is gone.
         """
         if stop - start < 2 * self.part_size:
-            return bytes(self._part(version, start, stop)) if start < stop else b""
+            return bytes(self._part(version, start, stop, stop - start)) if start < stop else b""
         return b"".join(self.map(version, start, stop, lambda _, part: part))
 
     def map(
         self, version: Version, start: int, stop: int, work: Callable[[int, memoryview], T]
     ) -> Iterator[T]:
         """Give the position and the bytes of each part to `work`; its results in order."""
+        load = min(stop - start, self.part_size * self.workers)
 
         def one(at: int) -> T:
-            return work(at, self._part(version, at, min(at + self.part_size, stop)))
+            return work(at, self._part(version, at, min(at + self.part_size, stop), load))
 
         return in_parallel(one, range(start, stop, self.part_size), self.workers)
 
-    def _part(self, version: Version, start: int, stop: int) -> memoryview:
+    def _part(self, version: Version, start: int, stop: int, load: int) -> memoryview:
+        wanted = version.of(start, stop)
         try:
-            found, data = self.client.get_part(version.key, version.name, version.of(start, stop))
+            found, data = self.client.get_part(version.key, version.name, wanted, load)
         except ConditionRefusedError as exc:
             raise _gone(version) from exc
         if len(data) != stop - start or found.etag != version.etag:
