@@ -475,6 +475,23 @@ def test_it_is_not_done_again_for_ever(backend, monkeypatch):
     assert len(tries) == 3
 
 
+def test_a_client_that_vanished_does_not_keep_its_locks(postgres_url, backend, other, monkeypatch):
+    """Its transaction is ended by the server, which need not notice that it is gone."""
+    put(backend, "k", metadata={"n": 0})
+    monkeypatch.setattr(postgres, "_SILENCE", 0.02)
+    monkeypatch.setattr(postgres, "_LEAST_SILENCE", 0)
+    with opened(postgres_url, timeout=20) as silent:
+        tries = []
+
+        def fall_silent():
+            tries.append(1)
+            assert commit(other, make_patch("k", {"n": 1})).entries[0].version == 2
+
+        in_the_middle(monkeypatch, fall_silent, place="_condemn_dropped")
+        assert commit(silent, make_patch("k", {"m": 1})).entries[0].metadata == {"n": 1, "m": 1}
+    assert tries == [1]
+
+
 def test_who_waits_too_long_for_a_lock_is_told(postgres_url, backend, ask):
     put(backend, "k")
     with opened(postgres_url, timeout=0.05) as hasty:
@@ -608,14 +625,73 @@ def test_a_commit_that_another_overwrote_meanwhile_is_not_done_again(
     assert (backend.get("k").version, backend.get("k").metadata) == (3, {"n": 10})
 
 
-def test_a_commit_of_which_nothing_can_be_learned(postgres_url, break_once, monkeypatch):
+def test_a_commit_that_does_not_end(postgres_url, break_once, monkeypatch):
     with opened(postgres_url, timeout=0.2) as backend:
         break_once("commit", after=True)
-        monkeypatch.setattr(postgres.PostgresDialect, "landed", lambda *_: None)
+        monkeypatch.setattr(postgres.PostgresDialect, "outcome", lambda *_: "running")
         with pytest.raises(UnavailableError) as caught:
             commit(backend, make_put("k"))
         assert caught.value.outcome == "unknown"
         assert backend.get("k").version == 1
+
+
+@pytest.fixture
+def break_and(backend, break_once, monkeypatch):
+    """Lose the reply to a commit that landed, and do something before it is asked about."""
+
+    def prepare(act):
+        original = SqlBackend._has_landed
+
+        def act_and_ask(self, *arguments):
+            act()
+            return original(self, *arguments)
+
+        monkeypatch.setattr(SqlBackend, "_has_landed", act_and_ask)
+        break_once("commit", after=True)
+
+    return prepare
+
+
+def start_another_life(ask):
+    """As a crash does: numbers of transactions mean nothing any more."""
+    ask("SELECT pg_stat_reset_shared('bgwriter')")
+
+
+def test_a_server_that_crashed_is_asked_for_what_it_kept(backend, break_and, ask):
+    """It may have given the number of the transaction to another one."""
+    put(backend, "k")
+    break_and(lambda: start_another_life(ask))
+    result = commit(backend, Delete("k"), make_put("l"))
+    assert [entry.key for entry in result.entries] == ["k", "l"]
+    assert list(backend.keys(ALL)) == ["l"]
+
+
+@pytest.mark.parametrize("operation", [make_patch("k", {"n": 1}), Delete("k")])
+def test_a_server_that_crashed_may_not_know(backend, other, break_and, ask, operation):
+    put(backend, "k")
+
+    def overwrite():
+        start_another_life(ask)
+        put(other, "k", metadata={"n": 10})
+
+    break_and(overwrite)
+    with pytest.raises(UnavailableError) as caught:
+        commit(backend, operation)
+    assert caught.value.outcome == "unknown"
+    assert backend.get("k").metadata == {"n": 10}
+
+
+def test_what_may_be_done_twice_is_done_again(backend, break_once, ask):
+    blob = make_blob()
+    for call, expected in [
+        (lambda: backend.announce([blob]), {blob.location: "pending"}),
+        (lambda: backend.condemn([blob.location], 1), {blob.location: "condemned"}),
+        (lambda: backend.forget([blob.location]), {}),
+    ]:
+        for after in (True, False):
+            break_once("commit", after=after)
+            call()
+            assert states(backend) == expected
 
 
 def test_a_connection_that_broke_before_the_commit(backend, ask, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as postgresql_dialect
@@ -21,10 +21,13 @@ from blobstore.backends.sqlite_pool import (  # the private ones for tests of fo
 )
 from blobstore.errors import BlobStoreError
 
-__all__ = ["Dialect", "Insert", "Kept", "Pool", "ServerPool", "make_immortal", "opened"]
+__all__ = ["Dialect", "Insert", "Kept", "Outcome", "Pool", "ServerPool", "make_immortal", "opened"]
 
 Insert = sqlite_dialect.Insert | postgresql_dialect.Insert
 """An INSERT that can say what to do on a conflict."""
+
+Outcome = Literal["committed", "aborted", "running", "forgotten"]
+"""What became of a transaction; "forgotten" where the server cannot tell, nor ever will."""
 
 
 class Kept:
@@ -121,18 +124,15 @@ class Dialect(ABC):
     def begin(self, kept: Kept) -> object:
         """Begin a transaction that will write, with whatever lock that takes.
 
-        Answers with what `landed` wants to know of it.
+        Answers with what `outcome` wants to know of it.
         """
 
     def lock_schema(self, kept: Kept) -> None:
         """Keep others from migrating until the transaction ends, where `begin` does not."""
 
-    def landed(self, kept: Kept, ticket: object) -> bool | None:
-        """Whether the transaction of `ticket`, whose connection was lost, was committed.
-
-        None where that is not decided yet, or cannot be found out.
-        """
-        return None
+    def outcome(self, kept: Kept, ticket: object) -> Outcome:
+        """Tell what became of the transaction of `ticket`, whose connection was lost."""
+        return "forgotten"
 
     def gone(self, kept: Kept, lost: Kept) -> bool:
         """Whether the server has ended the work of a connection that was lost."""

@@ -9,7 +9,7 @@ import math
 import select
 import time
 from collections.abc import Generator, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import psycopg
 import sqlalchemy as sa
@@ -18,7 +18,14 @@ from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.exc import DBAPIError
 
-from blobstore.backends.metadata.connections import Dialect, Insert, Kept, ServerPool
+from blobstore.backends.metadata.connections import (
+    Dialect,
+    Insert,
+    Kept,
+    Outcome,
+    ServerPool,
+    make_immortal,
+)
 from blobstore.backends.metadata.postgres_errors import is_transient, translated
 from blobstore.backends.metadata.schema import migrate, tables
 from blobstore.errors import (
@@ -42,6 +49,11 @@ _POOL_SIZE = 10
 _POOL_SIZE_IN_URL = "blobstore_pool_size"
 _PATIENCE = 10.0
 """How much longer than usual a statement may take that looks at many rows."""
+
+_SILENCE = 0.5
+"""How long a transaction may wait for its client, as a share of the time that others wait."""
+
+_LEAST_SILENCE = 5.0
 
 _IDLE = 30.0
 _PING_PATIENCE = 5.0
@@ -106,6 +118,16 @@ def _limited(
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_current_xact_id()::text"
 """Two statements at once, which make one round trip."""
 
+_LIFE = """
+    SELECT concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()),
+        extract(epoch FROM stats_reset)) FROM pg_stat_bgwriter
+"""
+"""What tells one life of a server from another: after a crash it counts its statistics anew.
+
+In another life, or on a copy that took its place, the number of a transaction that was swept away
+may have been given to another one.
+"""
+
 
 class PostgresKept(Kept):
     """A connection to PostgreSQL that is kept open.
@@ -120,9 +142,11 @@ class PostgresKept(Kept):
         When it was last known to be good, by `time.monotonic`.
     lazy : bool
         Whether commits are acknowledged before they are on the server's disk.
+    life : str
+        Of the server, which the connection does not outlive; found out by the first `begin`.
     """
 
-    __slots__ = ("lazy", "pid", "poll", "used")
+    __slots__ = ("lazy", "life", "pid", "poll", "used")
 
     def __init__(self, connection: sa.Connection) -> None:
         driver: Any = connection.connection.driver_connection
@@ -142,6 +166,7 @@ class PostgresKept(Kept):
         self.poll = select.poll()
         self.poll.register(driver.pgconn.socket, select.POLLIN)
         self.lazy = False
+        self.life = ""
         self.used = time.monotonic()
 
     def answers(self) -> bool:
@@ -156,12 +181,14 @@ class PostgresKept(Kept):
             self.driver.patience = usual
         return True
 
-    def begin(self) -> str:
-        """Begin a transaction, and learn the number by which the server knows it afterwards."""
+    def begin(self) -> tuple[str, str]:
+        """Begin a transaction, and learn the number by which the server knows it for its life."""
+        if not self.life:
+            (self.life,) = self.execute(_LIFE).fetchone()
         cursor = self.execute(_BEGIN, prepare=False, binary=False)
         cursor.nextset()
         (number,) = cursor.fetchone()
-        return str(number)
+        return self.life, number
 
 
 class PostgresDialect(Dialect):
@@ -202,6 +229,9 @@ class PostgresDialect(Dialect):
     def renew(self) -> None:
         """Take a new engine in a forked child: a lock of the old one may be held for ever."""
         self._engine = self._new_engine()
+        if self._spare is not None:
+            make_immortal(self._spare)
+            self._spare = None
 
     def connect(self) -> Kept:
         """Open a connection, and set for its session what the index counts on."""
@@ -297,6 +327,7 @@ class PostgresDialect(Dialect):
                 "timeout": str(max(1, int(self._timeout * 1000))),
                 "readonly": "on" if self._readonly else "off",
                 "fsync": self._fsync,
+                "silence": str(int(max(_LEAST_SILENCE, self._timeout * _SILENCE) * 1000)),
             },
         ).fetchone()
         kept.lazy = row[0] == "off"
@@ -355,20 +386,20 @@ class PostgresDialect(Dialect):
     # writing
 
     def begin(self, kept: Kept) -> object:
-        """Begin, and learn the number by which the server knows the transaction afterwards."""
+        """Begin, and learn by what the server knows the transaction afterwards."""
         return kept.begin()  # type: ignore[attr-defined]
 
     def lock_schema(self, kept: Kept) -> None:
         """Take the lock for making and migrating tables."""
         kept.driver.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
 
-    def landed(self, kept: Kept, ticket: object) -> bool | None:
-        """Ask the server what became of a transaction."""
-        try:
-            row = kept.driver.execute("SELECT pg_xact_status(%s::text::xid8)", (ticket,)).fetchone()
-        except psycopg.errors.InvalidParameterValue:  # another server, which took its place
-            return None
-        return {"committed": True, "aborted": False}.get(row[0])
+    def outcome(self, kept: Kept, ticket: object) -> Outcome:
+        """Ask the server what became of a transaction, if it is the one that did it."""
+        life, number = cast("tuple[str, str]", ticket)
+        if kept.driver.execute(_LIFE).fetchone() != (life,):
+            return "forgotten"
+        row = kept.driver.execute("SELECT pg_xact_status(%s::text::xid8)", (number,)).fetchone()
+        return _OUTCOMES.get(row[0], "forgotten")
 
     def gone(self, kept: Kept, lost: Kept) -> bool:
         """Whether the process that served a connection is no more."""
@@ -459,6 +490,8 @@ _SETTINGS = """
             WHEN %(fsync)s AND current_setting('synchronous_commit') = 'off' THEN 'on'
             ELSE current_setting('synchronous_commit') END, false),
         set_config('lock_timeout', %(timeout)s, false),
+        -- A machine that vanished, or a process that was stopped, must not keep its locks.
+        set_config('idle_in_transaction_session_timeout', %(silence)s, false),
         set_config('default_transaction_isolation', 'read committed', false),
         set_config('default_transaction_read_only', %(readonly)s, false),
         -- For every statement there is an index. Without statistics, which a new table has none
@@ -478,6 +511,11 @@ _INVALID = """
         AND NOT (i.indisvalid AND i.indisready)
 """
 _SIZE = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(%s::text[]) name"
+_OUTCOMES: dict[str | None, Outcome] = {
+    "committed": "committed",
+    "aborted": "aborted",
+    "in progress": "running",
+}
 _JSON_TYPES = {
     str: "string",
     int: "number",

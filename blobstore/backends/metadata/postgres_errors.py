@@ -36,7 +36,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], type[BlobStoreError], str], ...] = (
             "open the store with a longer timeout."
         ),
     ),
-    (("08", "57", "53300", "53200"), UnavailableError, "Try again."),
+    (("08", "57", "25P03", "53300", "53200"), UnavailableError, "Try again."),
     (("53100",), OutOfSpaceError, "Free some space on the server, then try again."),
     (
         ("42501", "28"),

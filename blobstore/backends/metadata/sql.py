@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 
-from blobstore.backends.metadata.connections import Kept
+from blobstore.backends.metadata.connections import Kept, Outcome
 from blobstore.backends.metadata.dialects import dialect_for, parse_url
 from blobstore.backends.metadata.schema import (
     COMMIT_ID,
@@ -49,6 +49,7 @@ from blobstore.backends.metadata.transaction import (
     Transaction,
     chunks,
     entries_of,
+    target_of,
 )
 from blobstore.entry import Blob, Entry, EntryDraft
 from blobstore.errors import (
@@ -387,7 +388,15 @@ class SqlBackend(MetadataBackend):
             commit = Transaction(kept, self._dialect, self._sql, self._namespace, commit_id)
             return commit.run(operations)
 
-        return self._write(work, "committing to", keep=lambda result: not result.missing)
+        def marked(kept: Kept) -> bool:
+            targets = dict.fromkeys(target_of(operation) for operation in operations)
+            names = self._dialect.strings([*targets][:CHUNK])
+            rows = kept.execute(self._sql.get_many, (self._namespace, names)).fetchall()
+            return any(entry.commit_id == commit_id for entry in entries_of(rows))
+
+        return self._write(
+            work, "committing to", keep=lambda result: not result.missing, marked=marked
+        )
 
     def _commit_inline(self, text: str, draft: EntryDraft, commit_id: str) -> CommitResult | None:
         """Put one small object in one statement; None if that is not enough here."""
@@ -576,13 +585,21 @@ class SqlBackend(MetadataBackend):
         )
 
     def _write(
-        self, work: Callable[[Kept], T], doing: str, keep: Callable[[T], bool] = lambda _: True
+        self,
+        work: Callable[[Kept], T],
+        doing: str,
+        keep: Callable[[T], bool] = lambda _: True,
+        marked: Callable[[Kept], bool] | None = None,
     ) -> T:
-        """Do `work` in a transaction; `keep` tells from its result whether to commit."""
+        """Do `work` in a transaction; `keep` tells from its result whether to commit.
+
+        What must not be done twice has `marked`: it finds what tells that it was done, unless
+        somebody has removed that since.
+        """
         self._check_writable()
 
         def attempt() -> T:
-            return self._write_once(work, doing, keep)
+            return self._write_once(work, doing, keep, marked)
 
         try:
             return self._insist(attempt)
@@ -615,7 +632,13 @@ class SqlBackend(MetadataBackend):
         finally:
             self._pool.release(kept)
 
-    def _write_once(self, work: Callable[[Kept], T], doing: str, keep: Callable[[T], bool]) -> T:
+    def _write_once(
+        self,
+        work: Callable[[Kept], T],
+        doing: str,
+        keep: Callable[[T], bool],
+        marked: Callable[[Kept], bool] | None,
+    ) -> T:
         kept: Kept | None = None
         turn: threading.Lock | None = None
         ticket: object = None
@@ -651,20 +674,28 @@ class SqlBackend(MetadataBackend):
         finally:
             if kept is not None:
                 self._pool.release(kept)
-        if committing and self._has_landed(ticket, error):
+        if committing and marked is not None and self._has_landed(ticket, marked, error):
             return result
         raise AgainError(error, lost=True) from error.__cause__
 
     def _again(self, exc: Exception, error: BlobStoreError) -> Exception:
         return AgainError(error) if self._dialect.transient(exc) else error
 
-    def _has_landed(self, ticket: object, error: BlobStoreError) -> bool:
+    def _has_landed(
+        self, ticket: object, marked: Callable[[Kept], bool], error: BlobStoreError
+    ) -> bool:
         """Whether a transaction was committed whose connection was lost meanwhile."""
 
-        def look(kept: Kept) -> bool | None:
-            return self._dialect.landed(kept, ticket)
+        def look(kept: Kept) -> Outcome | None:
+            outcome = self._dialect.outcome(kept, ticket)
+            if outcome == "forgotten" and marked(kept):
+                return "committed"
+            return None if outcome == "running" else outcome
 
-        return self._ask(look, error)
+        outcome = self._ask(look, error)
+        if outcome == "forgotten":
+            raise self._unknown(error) from error.__cause__
+        return outcome == "committed"
 
     def _inline_landed(
         self, key: str, commit_id: str, lost: Kept, error: BlobStoreError

@@ -107,7 +107,7 @@ class Transaction:
         keys = sorted({key for operation in operations for key in _keys_of(operation)})
         self._entries = dict.fromkeys(keys)
         held = self._hold_entries(keys) if self._locks_rows else None
-        if held is not None and not held:
+        if held is not None and not held and len(keys) <= CHUNK:
             return  # none of them was there, all at one time
         for some in chunks(keys, CHUNK):
             rows = self._run(self._sql.get_many, (self._namespace, self._strings(some))).fetchall()
@@ -159,13 +159,13 @@ class Transaction:
     def _has_landed(self, operation: Operation) -> bool:
         if isinstance(operation, Delete):
             return False  # leaves nothing that could bear the mark
-        entry = self._entries[_target_of(operation)]
+        entry = self._entries[target_of(operation)]
         return entry is not None and entry.commit_id == self._commit_id
 
     def _first_result(self, operations: Sequence[Operation]) -> CommitResult:
         results: list[Entry | None] = []
         for operation in operations:
-            entry = self._entries[_target_of(operation)]
+            entry = self._entries[target_of(operation)]
             if isinstance(operation, Delete) or (
                 isinstance(operation, Copy)
                 and operation.source != operation.target
@@ -330,10 +330,11 @@ def _overtaken(what: str) -> AgainError:
 def _keys_of(operation: Operation) -> tuple[str, ...]:
     if isinstance(operation, Copy):
         return (operation.source, operation.target)
-    return (_target_of(operation),)
+    return (target_of(operation),)
 
 
-def _target_of(operation: Operation) -> str:
+def target_of(operation: Operation) -> str:
+    """The key of which an operation decides what is there."""
     if isinstance(operation, Put):
         return operation.draft.key
     return operation.target if isinstance(operation, Copy) else operation.key
