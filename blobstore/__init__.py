@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
     from blobstore.backends.blob.hashdir import HashdirStore as HashdirStore
     from blobstore.backends.blob.memory import DictStore as DictStore
+    from blobstore.backends.blob.s3_blob_backend import S3BlobBackend as S3BlobBackend
     from blobstore.backends.blob.safe_filesystem import SafeFilesystemStore as SafeFilesystemStore
     from blobstore.backends.blob.sqlite import SqliteStore as SqliteStore
     from blobstore.backends.blob.zip import ZipStore as ZipStore
     from blobstore.backends.metadata.json import JsonBackend as JsonBackend
     from blobstore.backends.metadata.sql import SqlBackend as SqlBackend
+    from blobstore.config import S3StorageConfig as S3StorageConfig
     from blobstore.config import StoreFactory as StoreFactory
     from blobstore.config import open_store as open_store
     from blobstore.entry import Entry as Entry
@@ -110,6 +112,7 @@ _HOME = {
     "MetadataBackend": "protocols",
     "ObjectStore": "protocols",
     "AsyncObjectStore": "aio",
+    "S3StorageConfig": "config",
     "StoreFactory": "config",
     "clear_store": "transfer",
     "copy_store": "transfer",
@@ -124,6 +127,7 @@ _HOME = {
     "FilesystemStore": "backends.blob.filesystem",
     "HashdirStore": "backends.blob.hashdir",
     "JsonBackend": "backends.metadata.json",
+    "S3BlobBackend": "backends.blob.s3_blob_backend",
     "SafeFilesystemStore": "backends.blob.safe_filesystem",
     "SqlBackend": "backends.metadata.sql",
     "SqliteStore": "backends.blob.sqlite",

@@ -195,6 +195,7 @@ _STORE_MODULES = {
     "backends.blob.bucket": ("BucketStore",),
     "backends.blob.filesystem": ("FilesystemStore", "FilesystemBlobBackend"),
     "backends.blob.hashdir": ("HashdirStore",),
+    "backends.blob.s3_blob_backend": ("S3BlobBackend",),
     "backends.blob.safe_filesystem": ("SafeFilesystemStore",),
     "backends.blob.sqlite": ("SqliteStore",),
     "backends.blob.zip": ("ZipStore",),

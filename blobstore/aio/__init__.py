@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from blobstore.aio.names import AsyncRegexRoutingStore as AsyncRegexRoutingStore
     from blobstore.aio.names import AsyncRegexValidatingStore as AsyncRegexValidatingStore
     from blobstore.aio.names import AsyncRetryingStore as AsyncRetryingStore
+    from blobstore.aio.names import AsyncS3BlobBackend as AsyncS3BlobBackend
     from blobstore.aio.names import AsyncSafeFilesystemStore as AsyncSafeFilesystemStore
     from blobstore.aio.names import AsyncSqliteStore as AsyncSqliteStore
     from blobstore.aio.names import AsyncTextEncodingStore as AsyncTextEncodingStore
@@ -112,6 +113,7 @@ _STORES = (
     "AsyncRegexRoutingStore",
     "AsyncRegexValidatingStore",
     "AsyncRetryingStore",
+    "AsyncS3BlobBackend",
     "AsyncSafeFilesystemStore",
     "AsyncSqliteStore",
     "AsyncTextEncodingStore",

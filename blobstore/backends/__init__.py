@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
     from blobstore.backends.blob.hashdir import HashdirStore as HashdirStore
     from blobstore.backends.blob.memory import DictStore as DictStore
+    from blobstore.backends.blob.s3_blob_backend import S3BlobBackend as S3BlobBackend
     from blobstore.backends.blob.safe_filesystem import SafeFilesystemStore as SafeFilesystemStore
     from blobstore.backends.blob.sqlite import SqliteStore as SqliteStore
     from blobstore.backends.blob.zip import ZipStore as ZipStore
@@ -31,6 +32,7 @@ _HOME = {
     "JsonBackend": "blobstore.backends.metadata.json",
     "MetadataBackend": "blobstore.protocols",
     "ObjectStore": "blobstore.protocols",
+    "S3BlobBackend": "blobstore.backends.blob.s3_blob_backend",
     "SafeFilesystemStore": "blobstore.backends.blob.safe_filesystem",
     "SqlBackend": "blobstore.backends.metadata.sql",
     "SqliteStore": "blobstore.backends.blob.sqlite",

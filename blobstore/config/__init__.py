@@ -29,6 +29,7 @@
 from __future__ import annotations
 
 from blobstore.config.factory import StoreFactory
+from blobstore.config.s3 import S3StorageConfig
 from blobstore.config.urls import open_store
 
-__all__ = ["StoreFactory", "open_store"]
+__all__ = ["S3StorageConfig", "StoreFactory", "open_store"]

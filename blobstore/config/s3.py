@@ -7,12 +7,16 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from blobstore.backends.blob.urls import StoreUrl
+from blobstore.backends.blob.urls import BUCKETS, StoreUrl
 from blobstore.config.storage import StorageConfig
 from blobstore.errors import from_os_error
 from blobstore.protocols import ObjectStore
+from blobstore.registry import load
+
+if TYPE_CHECKING:
+    from blobstore.backends.blob.bucket import BucketStore
 
 _SCHEMES = ("s3", "s3a")
 _FROM_ENVIRONMENT = {
@@ -177,9 +181,7 @@ class S3StorageConfig(StorageConfig):
         parsed = StoreUrl.of(url, "S3StorageConfig.build({!r})")
         if parsed.scheme not in _SCHEMES:
             raise parsed.error("this is no bucket of S3: write s3://bucket/prefix")
-        from blobstore.backends.blob.bucket import BucketStore
-
-        store = BucketStore.from_url(url, **self._bucket_options())
+        store: BucketStore = load(BUCKETS[parsed.scheme]).from_url(url, **self._bucket_options())
         if not self.cache_enabled:
             return store
         place = (store.endpoint_url, store.bucket_name, store.prefix)

@@ -34,6 +34,16 @@ def bucket_store(_: Path) -> aio.AsyncObjectStore:
     return aio.AsyncBucketStore(**Bucket.arguments, prefix=random_id())
 
 
+def s3_blob_backend(_: Path) -> aio.AsyncObjectStore:
+    return aio.AsyncS3BlobBackend(
+        Bucket.arguments["bucket_name"],
+        random_id(),
+        Bucket.arguments["endpoint_url"],
+        Bucket.arguments["s3_access_key"],
+        Bucket.arguments["s3_secret_key"],
+    )
+
+
 # Store types that keep bytes: how to make the async one, and what is special about its suite.
 STORES: dict[str, tuple[Callable[[Path], aio.AsyncObjectStore], dict[str, Any]]] = {
     "DictStore": (lambda _: aio.AsyncDictStore(), {}),
@@ -45,6 +55,7 @@ STORES: dict[str, tuple[Callable[[Path], aio.AsyncObjectStore], dict[str, Any]]]
     "HashdirStore": (lambda p: aio.AsyncHashdirStore(p / "r"), {}),
     "SafeFilesystemStore": (lambda p: aio.AsyncSafeFilesystemStore(p / "r"), {}),
     "BucketStore": (bucket_store, IN_BUCKET),
+    "S3BlobBackend": (s3_blob_backend, IN_BUCKET),
     "SqliteStore": (lambda p: aio.AsyncSqliteStore(p / "r.db"), {}),
     "ZipStore": (lambda p: aio.AsyncZipStore(p / "r.zip"), PATHS),
 }

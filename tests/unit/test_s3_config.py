@@ -491,6 +491,15 @@ def test_schemes_of_buckets(scheme):
         assert type(store) is BucketStore
 
 
+def make_without_obstore(how, folder):
+    if how == "backend":
+        BlobStore(folder / "store", blob_backend="s3://bucket/x").close()
+    elif how == "config":
+        S3StorageConfig().build("s3://bucket/x").close()
+    else:
+        open_store("s3://bucket/x").close()
+
+
 def test_the_library_for_buckets_may_be_missing(tmp_path, monkeypatch):
     import sys
 
@@ -500,9 +509,9 @@ def test_the_library_for_buckets_may_be_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
     for name in [name for name in sys.modules if name.startswith("blobstore.backends.blob.bucket")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(MissingDependencyError, match=r"blobstore\[s3\]"):
-        store = BlobStore(tmp_path / "store", blob_backend="s3://bucket/x")
-        store.close()
+    for how in ("backend", "config", "url"):
+        with pytest.raises(MissingDependencyError, match=r"blobstore\[s3\]"):
+            make_without_obstore(how, tmp_path)
 
 
 # --- S3BlobBackend ---------------------------------------------------------------------------------
