@@ -202,9 +202,12 @@ class S3StorageConfig(StorageConfig):
             raise from_os_error(exc, f"making the folder {root}") from exc
         # One folder for each place: a name below two prefixes is that of two objects.
         name = hashlib.blake2b(repr(place).encode(), digest_size=12).hexdigest()
+        cache = FilesystemStore(root / name)
+        for leftover in cache.leftovers():  # of killed processes; nobody else looks after them
+            cache.remove_leftover(leftover.name)
         return CachingStore(
             store,
-            FilesystemStore(root / name),
+            cache,
             validate=True,
             max_bytes=self.cache_max_bytes,
             max_age=self.cache_expiry_hours * 3600,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -336,6 +338,32 @@ def test_a_cache(tmp_path):
     assert (tmp_path / "cache").stat().st_mode & 0o777 == 0o700
 
 
+FILL = """
+import sys, time
+from blobstore import FilesystemStore
+
+FilesystemStore(sys.argv[1]).writer("key").write(b"1" * 5000)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_what_killed_processes_left_in_a_cache_is_removed(tmp_path):
+    config = S3StorageConfig(**KEYS, cache_enabled=True, cache_dir=tmp_path)
+    cache = FilesystemStore(built(config).cache_store.root_path)
+    command = [sys.executable, "-c", FILL, cache.root_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as filler:
+        filler.stdout.readline()
+        filler.kill()
+    sink = cache.writer("key")
+    sink.write(b"2")
+    assert len([*tmp_path.rglob("put-*")]) == 2
+    built(config)
+    assert len([*tmp_path.rglob("put-*")]) == 1, "somebody is writing this one"
+    sink.commit()
+    assert cache.get("key") == b"2"
+
+
 def test_a_cache_that_cannot_be(tmp_path):
     (tmp_path / "cache").write_text("")
     with pytest.raises(StorageError, match="cache"):
@@ -501,8 +529,6 @@ def make_without_obstore(how, folder):
 
 
 def test_the_library_for_buckets_may_be_missing(tmp_path, monkeypatch):
-    import sys
-
     from blobstore import BucketStore as exported
 
     assert exported is BucketStore
