@@ -40,6 +40,7 @@ _OPTIONS = {
     "max_concurrency": "max_concurrency",
     "timeout": "timeout",
     "max_retries": "retries",
+    "retry_delay": "retry_delay",
 }
 """Names here -> names in `BucketStore`."""
 
@@ -48,6 +49,7 @@ _OPTIONS = {
 class S3StorageConfig(StorageConfig):
     """How a bucket is reached, and whether copies of what was read are kept.
 
+    `chunk_size` and `temp_dir` are for those who move files, and are nothing to the store itself.
     What is not given is looked for where AWS tools look: in the environment, then in the profile
     of their files. Keys and `extra` are not shown by `repr`; a pickle has them.
 

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -520,6 +521,18 @@ def test_a_server_that_stays_busy(make, proxy):
             store.put_if_absent("key", b"1")
         assert caught.value.outcome == "failed"
     assert len(proxy.requests) == 4
+
+
+@pytest.mark.parametrize("delay", [0, 0.6])
+def test_the_pause_before_the_next_try(make, proxy, delay):
+    with make(endpoint_url=proxy.endpoint, retries=1, retry_delay=delay) as store:
+        store.put("key", b"1")
+        for call in (lambda: store.get("key"), lambda: store.put_if_absent("other", b"1")):
+            rule = proxy.add(Answer(503, "SlowDown"), when=lambda request: True, times=1)
+            begin = time.monotonic()
+            assert call()
+            assert rule.applied == 1
+            assert delay / 2 <= time.monotonic() - begin < delay / 2 + 2
 
 
 def test_a_body_that_is_cut(make, store, proxy):

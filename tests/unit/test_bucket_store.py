@@ -192,6 +192,7 @@ def test_secrets_are_not_shown(client):
         ({"bucket": "bucket", "timeout": "30"}, "timeout"),
         ({"bucket": "bucket", "timeout": True}, "timeout"),
         ({"bucket": "bucket", "retries": -1}, "retries"),
+        ({"bucket": "bucket", "retry_delay": -1}, "retry_delay"),
         ({"bucket": "bucket", "max_concurrency": 0}, "max_concurrency"),
         ({"bucket": "bucket", "multipart_chunksize": 1000}, "multipart_chunksize"),
         ({"bucket": "bucket", "multipart_threshold": 1.5}, "multipart_threshold"),

@@ -231,6 +231,7 @@ def test_what_a_store_is_made_of(tmp_path):
         verify=certificate,
         timeout=7,
         max_retries=2,
+        retry_delay=0.5,
         multipart_threshold=10 << 20,
         multipart_chunksize=6 << 20,
         max_concurrency=3,
@@ -242,7 +243,7 @@ def test_what_a_store_is_made_of(tmp_path):
     assert (made.endpoint_url, made.region) == ("https://s3.example.com", "eu-west-1")
     arguments = made._arguments
     assert {name: arguments[name] for name in (
-        "s3_access_key", "s3_secret_key", "session_token", "timeout", "retries",
+        "s3_access_key", "s3_secret_key", "session_token", "timeout", "retries", "retry_delay",
         "multipart_threshold", "multipart_chunksize", "max_concurrency", "virtual_hosted_style",
         "client_options",
     )} == {
@@ -251,6 +252,7 @@ def test_what_a_store_is_made_of(tmp_path):
         "session_token": "token",
         "timeout": 7,
         "retries": 2,
+        "retry_delay": 0.5,
         "multipart_threshold": 10 << 20,
         "multipart_chunksize": 6 << 20,
         "max_concurrency": 3,

@@ -116,6 +116,8 @@ class BucketStore(ObjectStore):
     retries : int
         How often a request is tried again that failed by the network or a busy server, after
         growing pauses and for at most twice `timeout`.
+    retry_delay : float
+        Seconds before the first of these; they double, up to 5 seconds.
     service : {"s3", "gs", "az"}
         For Google Cloud Storage and Azure; their credentials are taken from the environment or from
         `obstore_options`.
@@ -162,6 +164,7 @@ class BucketStore(ObjectStore):
         multipart_chunksize: int = 16 << 20,
         timeout: float = 30.0,
         retries: int = 5,
+        retry_delay: float = 0.1,
         service: Literal["s3", "gs", "az"] = "s3",
         client_options: Mapping[str, Any] | None = None,
         obstore_options: Mapping[str, Any] | None = None,
@@ -176,6 +179,7 @@ class BucketStore(ObjectStore):
             "anonymous": anonymous,
             "timeout": timeout,
             "retries": retries,
+            "retry_delay": retry_delay,
             "service": service,
             "client_options": client_options,
             "obstore_options": obstore_options,

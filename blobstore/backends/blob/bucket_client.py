@@ -22,7 +22,7 @@ from blobstore.streams import Buffer
 WRITER = "blobstorewriter"
 """Name of the user metadata that tells which call wrote an object."""
 
-_FIRST_PAUSE = 0.1
+_SHORTEST_PAUSE = 0.001
 _LONGEST_PAUSE = 5.0
 _PAGE = 1000
 _IN_TIME = 16 << 20
@@ -51,6 +51,8 @@ class Target:
     timeout : float
         Of one request that moves up to 16 MiB, in seconds.
     retries : int
+    retry_delay : float
+        Before the first of them, in seconds.
     client_options, settings : mapping
         For obstore, as they are.
     """
@@ -64,6 +66,7 @@ class Target:
     anonymous: bool = False
     timeout: float = 30.0
     retries: int = 5
+    retry_delay: float = 0.1
     client_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -109,12 +112,12 @@ class Target:
     def pauses(self, load: int = 0) -> Iterator[float]:
         """How long to wait before each further try, where obstore makes none."""
         deadline = time.monotonic() + 2 * self.timeout * self.turns(load)
-        pause = _FIRST_PAUSE
+        pause, longest = self._pauses()
         for _ in range(self.retries):
             if time.monotonic() + pause > deadline:
                 return
             yield pause * random.uniform(0.5, 1)  # noqa: S311 - so that many do not come at once
-            pause = min(2 * pause, _LONGEST_PAUSE)
+            pause = min(2 * pause, longest)
 
     def _service_settings(self) -> dict[str, Any]:
         if self.service != "s3":
@@ -146,12 +149,18 @@ class Target:
             **self.client_options,
         }
 
+    def _pauses(self) -> tuple[float, float]:
+        """The first, which obstore cannot have as 0, and the longest."""
+        first = max(self.retry_delay, _SHORTEST_PAUSE)
+        return first, max(first, _LONGEST_PAUSE)
+
     def _retries(self, count: int, timeout: float) -> dict[str, Any]:
+        first, longest = self._pauses()
         return {
             "max_retries": count,
             "backoff": {
-                "init_backoff": timedelta(seconds=_FIRST_PAUSE),
-                "max_backoff": timedelta(seconds=_LONGEST_PAUSE),
+                "init_backoff": timedelta(seconds=first),
+                "max_backoff": timedelta(seconds=longest),
                 "base": 2,
             },
             "retry_timeout": timedelta(seconds=2 * timeout),

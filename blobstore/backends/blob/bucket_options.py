@@ -30,6 +30,7 @@ _OF_TEXT: dict[str, Callable[[str], Any]] = {
     "anonymous": lambda text: _YES[text.casefold()],
     "timeout": float,
     "retries": int,
+    "retry_delay": float,
     "max_concurrency": int,
     "multipart_threshold": int,
     "multipart_chunksize": int,
@@ -122,6 +123,7 @@ def make_target(
     service: str,
     timeout: float,
     retries: int,
+    retry_delay: float,
     client_options: Mapping[str, Any] | None,
     obstore_options: Mapping[str, Any] | None,
 ) -> Target:
@@ -133,6 +135,7 @@ def make_target(
         Something is wrong, missing or given twice.
     """
     _check_plain(bucket_name, timeout, retries, service)
+    _check_seconds("retry_delay", retry_delay, least=0)
     given = _given_keys(s3_access_key, s3_secret_key, session_token)
     ways = {
         "s3_access_key": given,
@@ -164,6 +167,7 @@ def make_target(
         bool(anonymous) or (client is not None and found.credentials is None),
         float(timeout),
         retries,
+        float(retry_delay),
         dict(client_options or {}),
         dict(obstore_options or {}),
     )
@@ -199,11 +203,15 @@ def one_of(**values: Any) -> Any:
 def _check_plain(bucket_name: Any, timeout: Any, retries: Any, service: Any) -> None:
     if not isinstance(bucket_name, str) or not _BUCKET.fullmatch(bucket_name):
         raise ConfigError(f"bucket_name must be the name of a bucket, not {bucket_name!r:.80}")
-    if type(timeout) not in (int, float) or not 0 < timeout <= 86_400:
-        raise ConfigError(f"timeout must be a number of seconds, up to a day, not {timeout!r}")
+    _check_seconds("timeout", timeout, least=0.001)
     check_count("retries", retries, 0, 100)
     if service not in ("s3", "gs", "az"):
         raise ConfigError(f"service must be 's3', 'gs' or 'az', not {service!r}")
+
+
+def _check_seconds(name: str, value: Any, least: float) -> None:
+    if type(value) not in (int, float) or not least <= value <= 86_400:
+        raise ConfigError(f"{name} must be a number of seconds, up to a day, not {value!r}")
 
 
 def _surroundings(profile_name: str | None, given: Keys | None, *, look: bool) -> Lent:
