@@ -328,6 +328,11 @@ def _check_can_keep_blobs(objects: ObjectStore, *, readonly: bool) -> None:
             f"blobs are bytes, but {objects!r} keeps values of another kind ({can.values}): give the "
             "store beneath it"
         )
+    if not can.raises:
+        raise ConfigError(
+            f"{objects!r} swallows errors, so that blobs could be lost without a word: set "
+            "reraise=True, or give the store beneath it"
+        )
     if not can.readable:
         raise ConfigError(f"{objects!r} cannot be read, so nothing could be loaded from it")
     if not can.writable and not readonly:

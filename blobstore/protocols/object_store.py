@@ -62,6 +62,9 @@ class Capabilities:
     encrypted : bool
         What is stored cannot be read without a key, so nothing of it may be kept in the clear
         beside it.
+    raises : bool
+        What fails is raised. Where it is swallowed, an outage looks like an absent object, and a
+        put that failed like one that did not.
     values : {"bytes", "text", "any"}
         What `put` takes and `get` gives. Unless it is "bytes" there are no ranges, no streams,
         no `open`, `source` and `writer`.
@@ -77,6 +80,7 @@ class Capabilities:
     readable: bool = True
     writable: bool = True
     encrypted: bool = False
+    raises: bool = True
     values: Values = "bytes"
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from blobstore.errors import ConfigError, InvalidInputError, NotSupportedError
 from blobstore.protocols import Capabilities, ObjectStore
-from blobstore.wrappers.base import WrapperStore, require_store
-from blobstore.wrappers.log import ExceptionLoggingStore
+from blobstore.wrappers.base import require_raising, require_store
 
 
 def check_arguments(prefix: object, **flags: object) -> None:
@@ -60,12 +59,4 @@ def require_target(store: ObjectStore, *, readable: bool, lists: bool) -> None:
 
 
 def _capabilities(store: ObjectStore, what: str) -> Capabilities:
-    beneath: ObjectStore = require_store(store, what)
-    while isinstance(beneath, WrapperStore):
-        if isinstance(beneath, ExceptionLoggingStore) and not beneath.reraise:
-            raise ConfigError(
-                f"{store!r} swallows errors, so that an outage would look like an absent object: "
-                "set reraise=True, or give the store beneath it"
-            )
-        beneath = beneath.store
-    return store.capabilities
+    return require_raising(require_store(store, what), what).capabilities

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from blobstore.entry import ObjectStat
-from blobstore.errors import ConfigError
+from blobstore.errors import ConfigError, StorageError
 from blobstore.protocols import Capabilities, Leftover, ObjectStore
 from blobstore.streams import Buffer, Sink, Source
 
@@ -45,6 +45,39 @@ def require_bytes(store: object, wrapper: str) -> ObjectStore:
             f"{found.capabilities.values}: put {wrapper} beneath that one"
         )
     return found
+
+
+def require_raising(store: ObjectStore, what: str) -> ObjectStore:
+    """Return `store` if it raises what fails.
+
+    Raises
+    ------
+    ConfigError
+        It swallows errors.
+    """
+    if not store.capabilities.raises:
+        raise ConfigError(
+            f"{what} {store!r} swallows errors, so that an outage would look like an absent object: "
+            "set reraise=True, or give the store beneath it"
+        )
+    return store
+
+
+def stored_value(store: ObjectStore, key: str) -> Any:
+    """Read a whole object, which is to be turned into something else.
+
+    Raises
+    ------
+    StorageError
+        The store swallowed an error, and answered nothing: that is no object.
+    """
+    value: Any = store.get(key)
+    if value is None and not store.capabilities.raises:
+        raise StorageError(
+            f"{store!r} answered nothing for {key!r}, and swallowed the reason, which is in its log",
+            location=key,
+        )
+    return value
 
 
 class WrapperStore(ObjectStore):

@@ -32,7 +32,7 @@ from blobstore.errors import (
 from blobstore.keys import random_id, require_str
 from blobstore.protocols import BlobBackend, Capabilities, Leftover, ObjectStore, check_range
 from blobstore.streams import CHUNK, Buffer, Sink, Source, as_contiguous
-from blobstore.wrappers.base import WrapperSink, WrapperStore, require_store
+from blobstore.wrappers.base import WrapperSink, WrapperStore, require_raising, require_store
 from blobstore.wrappers.cache_copies import CACHE_ERRORS, Copies
 from blobstore.wrappers.cache_guard import Fetch
 from blobstore.wrappers.fallback import FallbackSource, fallback_reader
@@ -76,8 +76,8 @@ class CachingStore(WrapperStore):
     Raises
     ------
     ConfigError
-        Both are the same store, they keep values of different kinds, or one cannot do what the
-        options need: etags, listing, times.
+        Both are the same store, they keep values of different kinds, one swallows errors, or one
+        cannot do what the options need: etags, listing, times.
 
     Examples
     --------
@@ -412,6 +412,8 @@ class CachingStore(WrapperStore):
             raise ConfigError(
                 "cache_store is main_store itself: give another store, since one cannot be its own cache"
             )
+        require_raising(self.main_store, "main_store")
+        require_raising(self.cache_store, "cache_store")
         if main.values != cache.values:
             raise ConfigError(
                 f"cache_store has to take the values of the main store: {main.values}, "

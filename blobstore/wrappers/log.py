@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from blobstore.entry import ObjectStat
 from blobstore.errors import ConfigError
-from blobstore.protocols import Leftover, ObjectStore
+from blobstore.protocols import Capabilities, Leftover, ObjectStore
 from blobstore.streams import Buffer, Sink, Source
 from blobstore.wrappers.base import WrapperSink, WrapperStore
 
@@ -164,8 +165,9 @@ class ExceptionLoggingStore(LoggingStore):
     As in the older library, five methods *swallow* the error then: `put` does nothing, `get`
     answers None, `exists` and `delete` answer False (`delete` that went well answers True), `keys`
     gives no more keys. Do not build on such answers: they make an outage look like an absent
-    object. All other methods have no such answer, and raise what they have logged; so do the five
-    with ``reraise=True``.
+    object. So what keeps promises about failures (a `BlobStore`, a mirror, a cache, a transfer)
+    refuses such a store: put it around those, not beneath. All other methods have no such answer,
+    and raise what they have logged; so do the five with ``reraise=True``.
 
     Parameters
     ----------
@@ -207,6 +209,12 @@ class ExceptionLoggingStore(LoggingStore):
     ) -> None:
         super().__init__(store, store_name, logger)
         self.reraise = reraise
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Those of the store beneath; `raises` only if it is to."""
+        beneath = self.store.capabilities
+        return replace(beneath, raises=beneath.raises and self.reraise)
 
     def get(self, key: str) -> Any:
         """Read a whole object; None if that fails."""

@@ -29,7 +29,7 @@ from blobstore.errors import (
 from blobstore.keys import require_str
 from blobstore.protocols import Capabilities, Leftover, ObjectStore, check_range
 from blobstore.streams import Buffer, Sink, Source, as_contiguous, copy_stream
-from blobstore.wrappers.base import require_store
+from blobstore.wrappers.base import require_raising, require_store
 from blobstore.wrappers.fallback import FallbackSource, fallback_reader
 from blobstore.wrappers.locks import KeyLocks
 from blobstore.wrappers.mirror_children import CHILD_ERRORS, Change, Child, Children
@@ -64,7 +64,8 @@ class MirroringStore(ObjectStore):
     Raises
     ------
     ConfigError
-        There is no child, one is no store or is there twice, or a name is empty or has a colon.
+        There is no child, one is no store, is there twice or swallows errors, or a name is empty or
+        has a colon.
 
     Examples
     --------
@@ -451,6 +452,8 @@ def _named(children: object) -> list[Child]:
         if not isinstance(name, str) or not name or ":" in name:
             raise ConfigError(f"the name of a child is a str without colons, not {name!r}")
     found = [Child(name, require_store(child, "a child")) for name, child in pairs]
+    for child in found:
+        require_raising(child.store, f"child {child.name!r}")
     if len({id(child.store) for child in found}) < len(found):
         raise ConfigError("the children have the same store twice: it would mirror nothing")
     return found

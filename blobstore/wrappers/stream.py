@@ -28,7 +28,7 @@ from blobstore.streams import (
     as_contiguous,
     copy_stream,
 )
-from blobstore.wrappers.base import WrapperSink, WrapperStore, require_bytes
+from blobstore.wrappers.base import WrapperSink, WrapperStore, require_bytes, stored_value
 
 IN_MEMORY = 8 << 20
 """Bytes of an object that are spooled in memory, before they go to a temporary file."""
@@ -138,7 +138,7 @@ class StreamTransformingStore(WrapperStore):
 
     def get(self, key: str) -> bytes:
         """Read a whole object."""
-        return self.transformer.decode(self.store.get(key), key)
+        return self.transformer.decode(stored_value(self.store, key), key)
 
     def put(self, key: str, data: Buffer) -> None:
         """Write a whole object."""

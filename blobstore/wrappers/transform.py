@@ -14,7 +14,7 @@ from blobstore.entry import ObjectStat
 from blobstore.errors import IntegrityError, NotSupportedError
 from blobstore.protocols import Capabilities, ObjectStore, Values, check_range
 from blobstore.streams import Buffer, BytesSource, MemorySink, Sink, Source, as_contiguous
-from blobstore.wrappers.base import WrapperStore
+from blobstore.wrappers.base import WrapperStore, stored_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +119,7 @@ class TransformingStore(WrapperStore):
 
     def get(self, key: str) -> Any:
         """Read a value; what a transformer says of damage is said of the object."""
-        stored = self.store.get(key)
+        stored = stored_value(self.store, key)
         try:
             return self.reverse_transform(stored)
         except IntegrityError as exc:

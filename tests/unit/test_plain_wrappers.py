@@ -6,6 +6,7 @@ import inspect
 import logging
 import pickle
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,7 @@ from blobstore.errors import (
     NotSupportedError,
     OutOfSpaceError,
     PermissionDeniedError,
+    StorageError,
     UnavailableError,
 )
 from blobstore.protocols import Capabilities, ObjectStore
@@ -27,8 +29,16 @@ from blobstore.streams import MemorySink
 from blobstore.testing.faults import FaultyStore
 from blobstore.wrappers.access import ReadonlyStore, WriteonlyStore
 from blobstore.wrappers.base import IdentityStore, WrapperSink, WrapperStore
+from blobstore.wrappers.base64 import Base64Store
+from blobstore.wrappers.cache import CachingStore
+from blobstore.wrappers.checksum import ChecksumStore
+from blobstore.wrappers.compress import GzipStore
 from blobstore.wrappers.log import ExceptionLoggingStore, LoggingStore
+from blobstore.wrappers.mirror import MirroringStore
 from blobstore.wrappers.notify import DELETE, PUT, NotifyingStore
+from blobstore.wrappers.routing import RegexRoutingStore
+from blobstore.wrappers.text import BufferStore, JsonStore, TextEncodingStore
+from blobstore.wrappers.transform import TransformingStore
 
 
 def read_and_close(opened):
@@ -536,7 +546,7 @@ def test_what_goes_well_is_answered(beneath):
     assert list(store.keys("k")) == ["key"]
     assert store.delete("key") is True
     assert store.delete("key") is False
-    assert store.capabilities == beneath.capabilities
+    assert store.capabilities == replace(beneath.capabilities, raises=False)
 
 
 @pytest.mark.parametrize("reraise", [False, True])
@@ -605,6 +615,48 @@ def test_a_wrong_call_is_swallowed_too():
     assert not store.exists("key")
     with pytest.raises(InvalidInputError):
         ExceptionLoggingStore(DictStore(), reraise=True).put("key", 5)
+
+
+PROMISING = {
+    "a mirror": lambda store: MirroringStore([DictStore(), store]),
+    "a cache of it": lambda store: CachingStore(store, DictStore()),
+    "a cache in it": lambda store: CachingStore(DictStore(), store),
+}
+
+
+@pytest.mark.parametrize("what", PROMISING)
+def test_what_keeps_promises_about_failures_refuses_stores_that_swallow_them(what):
+    make = PROMISING[what]
+    for wrap in (IdentityStore, GzipStore, lambda store: RegexRoutingStore(routes={"": store})):
+        swallowing = wrap(ExceptionLoggingStore(DictStore()))
+        assert not swallowing.capabilities.raises
+        with pytest.raises(ConfigError, match=r"swallows errors.*reraise=True"):
+            make(swallowing)
+        assert make(wrap(ExceptionLoggingStore(DictStore(), reraise=True))).capabilities.raises
+    assert not ExceptionLoggingStore(make(DictStore())).capabilities.raises
+
+
+@pytest.mark.parametrize(
+    "wrapper",
+    [
+        *(Base64Store, GzipStore, ChecksumStore, TransformingStore),
+        *(BufferStore, JsonStore, TextEncodingStore),
+    ],
+)
+def test_an_answer_that_is_none_is_not_turned_into_an_object(wrapper):
+    beneath = FaultyStore(DictStore())
+    beneath.store.put("key", b"1")
+    beneath.fail("get", UnavailableError("away"))
+    store = wrapper(ExceptionLoggingStore(beneath))
+    with pytest.raises(StorageError, match="answered nothing for 'key'") as caught:
+        store.get("key")
+    assert caught.value.location == "key"
+
+
+def test_nothing_may_be_a_value():
+    store = IdentityStore(JsonStore(DictStore()))
+    store.put("key", None)
+    assert TransformingStore(store).get("key") is None
 
 
 def test_what_they_say_they_are(tmp_path):

@@ -9,6 +9,8 @@ from blobstore import (
     ClosedError,
     ConfigError,
     DictStore,
+    ExceptionLoggingStore,
+    GzipStore,
     ReadonlyStore,
     TextEncodingStore,
     WriteonlyStore,
@@ -21,6 +23,8 @@ from blobstore import (
         (lambda: TextEncodingStore(DictStore()), "bytes"),
         (lambda: WriteonlyStore(DictStore()), "cannot be read"),
         (lambda: ReadonlyStore(DictStore()), "readonly=True"),
+        (lambda: ExceptionLoggingStore(DictStore()), "swallows errors"),
+        (lambda: GzipStore(ExceptionLoggingStore(DictStore())), "swallows errors"),
     ],
 )
 def test_stores_that_cannot_keep_blobs_are_refused(tmp_path, make, words):
