@@ -69,6 +69,38 @@ def test_yaml_blocks_of_the_documents_are_opened(page):
             StoreFactory("stores.yaml").build(name).close()
 
 
+def test_a_class_that_an_installed_package_offers(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    info = site / "blobstore_test_tape-1.dist-info"
+    info.mkdir(parents=True)
+    (site / "blobstore_test_tape.py").write_text(
+        "from blobstore import DictStore\n\n\n"
+        "class TapeStore(DictStore):\n"
+        "    def __init__(self, speed: int = 1):\n"
+        "        super().__init__()\n"
+        "        self.speed = speed\n"
+    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: blobstore-test-tape\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(
+        "[blobstore.object_stores]\nTapeStore = blobstore_test_tape:TapeStore\n"
+    )
+    monkeypatch.syspath_prepend(site)
+    for names in (store_types, registry.object_stores):
+        monkeypatch.setattr(names, "_offered", None)  # looked up once in each process
+    monkeypatch.setenv("BLOBSTORE_TEST_SPEED", "7")
+    Path("stores.yaml").write_text(
+        """
+stores:
+  packed: {type: GzipStore, base: tape}
+  tape: {type: TapeStore, config: {speed: "${BLOBSTORE_TEST_SPEED}"}}
+main: packed
+"""
+    )
+    with open_store("stores.yaml") as store:
+        assert kind(store.store) == "TapeStore"
+        assert store.store.speed == 7
+
+
 def test_a_blob_store_from_a_yaml_file(monkeypatch):
     monkeypatch.setenv("BLOBSTORE_TEST_CODEC", "zstd")
     Path("stores.yaml").write_text(
