@@ -23,6 +23,7 @@ from servers.postgres import PostgresServer
 from blobstore import BlobStore
 from blobstore.backends import DictStore, FilesystemStore, JsonBackend
 from blobstore.backends.metadata import postgres, schema
+from blobstore.backends.metadata.postgres_errors import sqlstate
 from blobstore.backends.metadata.sql import SqlBackend
 from blobstore.backends.metadata.transaction import Transaction
 from blobstore.errors import (
@@ -445,6 +446,64 @@ def test_a_deadlock_is_resolved(backend, other):
         for future in futures:
             future.result()
     assert len(attempts) == 3
+
+
+@pytest.fixture
+def deadlocks(monkeypatch):
+    """Deadlocks that the server resolved by ending a transaction."""
+    found = []
+    original = postgres.is_transient
+
+    def noting(exc):
+        if sqlstate(exc) == "40P01":
+            found.append(exc)
+        return original(exc)
+
+    monkeypatch.setattr(postgres, "is_transient", noting)
+    return found
+
+
+def test_gc_and_a_commit_do_not_wait_for_each_other(backend, other, ask, monkeypatch, deadlocks):
+    """Of two blobs of a commit the index knows one, and gc comes upon both."""
+    known, new = make_blob("f" * 32), make_blob("0" * 32)
+    backend.announce([known])
+    with ThreadPoolExecutor(1) as pool:
+        found = []
+
+        def start_gc():
+            found.append(pool.submit(other.condemn, [known.location, new.location], 5))
+            wait_for_blocked(ask)
+
+        in_the_middle(monkeypatch, start_gc)
+        result = backend.commit([make_put("k", known, new)], "c")
+        assert found[0].result() == [known.location, new.location]
+    assert set(result.missing) == {known.location, new.location}
+    assert deadlocks == []
+
+
+def test_two_who_enter_the_same_blobs_do_not_wait_for_each_other(backend, other, ask, deadlocks):
+    """Each in an order of its own."""
+    first, second = make_blob("0" * 32), make_blob("f" * 32)
+    with ThreadPoolExecutor(1) as pool:
+        found = []
+        kept = backend._pool.acquire()
+        original = kept.execute
+
+        def pausing(text, *arguments, **options):
+            result = original(text, *arguments, **options)
+            if text == backend._sql.add_blob and not found:
+                operation = make_put("b", first, second)
+                found.append(pool.submit(other.commit, [operation], "b"))
+                wait_for_blocked(ask)
+            return result
+
+        kept.execute = pausing
+        backend._pool.release(kept)
+        entry = put(backend, "a", second, first)
+        assert entry.locations == (second.location, first.location)
+        assert found[0].result().entries[0].locations == (first.location, second.location)
+    assert backend.check() == []
+    assert deadlocks == []
 
 
 @pytest.mark.parametrize("code", ["40001", "40P01", "23505"])

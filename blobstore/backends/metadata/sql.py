@@ -479,12 +479,17 @@ class SqlBackend(MetadataBackend):
             return []
         sql, namespace = self._sql, self._namespace
 
-        def work(kept: Kept) -> set[str]:
-            run = kept.execute
-            done: set[str] = set()
+        def enter(kept: Kept) -> None:
             for some in chunks(sorted(wanted), CHUNK):
                 unknown = [blob_values(namespace, _unknown(name, now_us)) for name in some]
                 kept.execute_many(sql.add_blob, unknown)
+
+        def work(kept: Kept) -> set[str]:
+            run = kept.execute
+            done: set[str] = set()
+            if not self._dialect.locks_rows:
+                enter(kept)
+            for some in chunks(sorted(wanted), CHUNK):
                 names = self._dialect.strings(some)
                 if self._dialect.locks_rows:
                     # First the locks, then the test: it has to see what was committed till then.
@@ -493,6 +498,9 @@ class SqlBackend(MetadataBackend):
                 done.update(row[0] for row in run(sql.condemned_at, (namespace, names)).fetchall())
             return done
 
+        if self._dialect.locks_rows:
+            # Apart, because commits lock known blobs before they enter new ones.
+            self._write(enter, "condemning blobs in")
         condemned = self._write(work, "condemning blobs in")
         return [name for name in wanted if name in condemned]
 
@@ -506,8 +514,10 @@ class SqlBackend(MetadataBackend):
 
         def work(kept: Kept) -> None:
             for some in chunks(wanted, CHUNK):
-                names = self._dialect.strings(some)
-                kept.execute(self._sql.forget, (self._namespace, names))
+                these = (self._namespace, self._dialect.strings(some))
+                if self._dialect.locks_rows:
+                    kept.execute(self._sql.hold_blobs, these).fetchall()  # in order
+                kept.execute(self._sql.forget, these)
 
         if wanted:
             self._write(work, "forgetting blobs in")

@@ -63,7 +63,7 @@ class Transaction:
     that are there of its keys, and then of all blobs that it may add, share or drop. It reads
     what it decides by after that, in statements that see what others committed before they let
     go of the locks. What is not there cannot be locked: to add it fails if others did meanwhile,
-    and the transaction is done again. So:
+    and the transaction is done again. New entries come first and new blobs second, in order. So:
 
     - an entry is changed by one transaction at a time, and none goes by an old version of it;
     - a blob gets a reference only while its row is locked and live, and is condemned only while
@@ -88,6 +88,7 @@ class Transaction:
         self._dropped: dict[str, int] = {}
         self._condemned: list[str] = []
         self._missing: dict[str, None] = {}
+        self._entered: dict[str, tuple[object, ...]] = {}
 
     def run(self, operations: Sequence[Operation]) -> CommitResult:
         """Apply all operations; if anything is missing, the transaction must not be committed."""
@@ -98,6 +99,7 @@ class Transaction:
         results = tuple([self._apply(operation) for operation in operations])
         if self._missing:
             return CommitResult(missing=tuple(self._missing))
+        self._add_entered()
         self._condemn_dropped()
         return CommitResult(results, tuple(self._condemned))
 
@@ -307,9 +309,15 @@ class Transaction:
         values = blob_values(self._namespace, blob, condemned_by)
         if blob.location in self._blobs:
             self._run(self._sql.put_blob, values)
-        elif self._run(self._sql.add_blob, values).rowcount == 0:
-            raise _overtaken(f"the blob {blob.location!r}, or one of the same content, was entered")
+        else:
+            self._entered[blob.location] = values
         self._blobs[blob.location] = blob
+
+    def _add_entered(self) -> None:
+        """Add the rows of new blobs, all in order: others may be adding the same, as gc does."""
+        for location, values in sorted(self._entered.items()):
+            if self._run(self._sql.add_blob, values).rowcount == 0:
+                raise _overtaken(f"the blob {location!r}, or one of the same content, was entered")
 
     def _condemn_dropped(self) -> None:
         """Condemn what this commit left without any reference, its own copies included."""
