@@ -381,6 +381,8 @@ def test_google_and_azure_are_made(tmp_path):
         "gs://bucket/folder", obstore_options={"skip_signature": True}, retries=0
     )
     assert repr(google) == "BucketStore('bucket', prefix='folder/', service='gs')"
+    with pytest.raises(NotSupportedError, match="etags"):
+        google.put_if_match("key", b"1", "etag")
     azure = BucketStore.from_url(
         "az://container/x",
         obstore_options={"account_name": "account", "account_key": "c2VjcmV0"},

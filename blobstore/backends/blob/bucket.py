@@ -37,6 +37,7 @@ from blobstore.errors import (
     ConflictError,
     InvalidInputError,
     KeyNotFoundError,
+    NotSupportedError,
     PermissionDeniedError,
     StorageError,
     UnavailableError,
@@ -432,8 +433,14 @@ class BucketStore(ObjectStore):
             Another object is there.
         KeyNotFoundError
             None is.
+        NotSupportedError
+            The bucket is one of Google Cloud, where an etag is no condition for a write.
         """
         name, content = self._name(key), as_contiguous(data)
+        if self._client.target.service == "gs":
+            raise NotSupportedError(
+                f"{self!r} cannot compare etags when it writes: use put_if_absent with a new key"
+            )
         given: object = etag
         if not isinstance(given, str) or not given:
             raise InvalidInputError(f"etag must be one that stat gave, not {etag!r}")

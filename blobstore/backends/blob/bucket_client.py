@@ -25,6 +25,7 @@ WRITER = "blobstorewriter"
 _SHORTEST_PAUSE = 0.001
 _LONGEST_PAUSE = 5.0
 _PAGE = 1000
+_SHOWN = 200
 _IN_TIME = 16 << 20
 """Bytes that one `timeout` is for; who moves more of them at once is given more time, in proportion."""
 _COPYING = 4 * _IN_TIME
@@ -367,9 +368,13 @@ class BucketClient:
         try:
             yield connection.api, connection.store
         except connection.errors as exc:
-            shown = f"{what} {key!r}" if key is not None else what
+            shown = f"{what} {_shortened(key)!r}" if key is not None else what
             doing = Doing(shown, self.target.place, key, writes)
             raise Reply(exc).translate(doing) from exc
+
+
+def _shortened(key: str) -> str:
+    return key if len(key) <= _SHOWN else f"{key[:_SHOWN]}..."
 
 
 def _version(key: str, name: str, meta: Mapping[str, Any]) -> Version:
