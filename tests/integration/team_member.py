@@ -89,11 +89,13 @@ class Member:
         begun = time.monotonic_ns()
         self.store.put(make(key, self.name, number, array), key=key, metadata={"by": self.name})
         self.tell("put", begun, key=key, value=f"{self.name}:{number}")
+        self.look(key)  # before many others have replaced it
 
     def delete(self, number: int) -> None:
         key = self.random.choice(KEYS)
         begun = time.monotonic_ns()
         self.tell("delete", begun, key=key, there=self.store.delete(key))
+        self.look(key)
 
     def count(self, number: int) -> None:
         """Add one to a counter, if nobody else was faster."""
@@ -134,10 +136,12 @@ class Member:
 
     def read(self) -> None:
         while not is_over():
-            key = self.random.choice([*KEYS, *KEYS, *COUNTERS, *COPIES])
-            begun = time.monotonic_ns()
-            value = self.store.get(key)
-            self.tell("read", begun, key=key, value=identity(value, None if key in COPIES else key))
+            self.look(self.random.choice([*KEYS, *KEYS, *COUNTERS, *COPIES]))
+
+    def look(self, key: str) -> None:
+        begun = time.monotonic_ns()
+        value = self.store.get(key)
+        self.tell("read", begun, key=key, value=identity(value, None if key in COPIES else key))
 
     # --- the collector ---
 
