@@ -122,7 +122,8 @@ class SqlBackend(MetadataBackend):
     On PostgreSQL (13 or newer, with the encoding UTF8) a commit is one transaction that locks the
     rows it decides by, so commits of different keys do not wait for each other. A connection that
     broke is replaced, and what was asked is asked again; if it broke while committing, the server
-    is asked whether that took place. Acknowledged commits survive a crash of the server too:
+    is asked whether that took place. Who falls silent within a commit loses his locks after half
+    of the timeout, or 5 s if that is more. Acknowledged commits survive a crash of the server too:
     ``synchronous_commit`` stays as the server has it, and is never less than "on" with `fsync`.
     There are up to 10 connections (``?blobstore_pool_size=``), opened when they are needed.
 
