@@ -196,12 +196,17 @@ __all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - strings, by construction
 
 
 def __getattr__(name: str) -> Any:
-    module = _HOME.get(name)
-    if module is None:
+    # Modules are asked for here, too, and by the registry's own imports: they have small letters.
+    if name not in _HOME and not name[:1].isupper():
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from blobstore.registry import load
+    from blobstore.registry import load, store_types
 
-    value = load(f"{__name__}.{module}:{name}")
+    if name in _HOME:
+        value = load(f"{__name__}.{_HOME[name]}:{name}")
+    elif name in store_types.built_in():  # a new one needs a line above for type checkers only
+        value = store_types.get(name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value
     return value
 

@@ -144,6 +144,10 @@ class Registry(Generic[T]):
         """All names, those of installed packages included."""
         yield from sorted({*self._registered, *self._builtin, *self._entry_points()})
 
+    def built_in(self) -> Iterator[str]:
+        """Names of this library; nothing is looked up for it."""
+        yield from sorted(self._builtin)
+
     def third_party(self) -> Iterator[str]:
         """Names that are not built in."""
         yield from sorted({*self._registered, *self._entry_points()})

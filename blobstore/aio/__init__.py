@@ -124,7 +124,8 @@ _STORES = (
     "AsyncZipStore",
     "AsyncZstdStore",
 )
-"""Made from the store type of the same name without ``Async``; `names` declares them."""
+"""Made from the store type of the same name without ``Async``, as those are that are not here;
+`names` declares them."""
 
 __all__ = [*_HOME, *_STORES]  # noqa: PLE0604 - strings, by construction
 
@@ -132,7 +133,7 @@ __all__ = [*_HOME, *_STORES]  # noqa: PLE0604 - strings, by construction
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         value = load(f"{__name__}.{_HOME[name]}:{name}")
-    elif name in _STORES:
+    elif name.startswith("Async") and name[len("Async") :] in store_types.built_in():
         from blobstore.aio.classes import async_class
 
         value = async_class(store_types.get(name.removeprefix("Async")))

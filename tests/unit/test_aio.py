@@ -1689,9 +1689,21 @@ def test_every_name_is_there(name):
 REGISTERED = set(store_types.names()) - set(store_types.third_party())
 
 
-def test_every_store_has_an_async_name():
-    made = {name for name in aio.__all__ if name.removeprefix("Async") in REGISTERED}
-    assert made == {f"Async{name}" for name in REGISTERED}
+@pytest.mark.parametrize("name", sorted(REGISTERED))
+def test_every_store_has_an_async_name(name):
+    assert getattr(aio, f"Async{name}") is async_class(store_types.get(name))
+
+
+def test_a_new_store_type_has_its_names_without_a_line(monkeypatch):
+    monkeypatch.setitem(store_types._builtin, "RichStore", f"{__name__}:Rich")
+    try:
+        assert blobstore.RichStore is Rich
+        assert aio.AsyncRichStore is async_class(Rich)
+    finally:
+        vars(blobstore).pop("RichStore", None)
+        vars(aio).pop("AsyncRichStore", None)
+    with pytest.raises(AttributeError):
+        aio.RichStore  # noqa: B018
 
 
 def test_names_that_type_checkers_see_are_those_that_there_are():
@@ -1719,7 +1731,7 @@ def declared() -> dict[str, dict[str, type]]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(REGISTERED))
+@pytest.mark.parametrize("name", sorted(name[5:] for name in aio.__all__ if name[5:] in REGISTERED))
 def test_what_type_checkers_see_of_a_class_is_what_it_has(name):
     hooks = {"transform", "reverse_transform"}
     hooks |= {"transform_key", "reverse_transform_key", "transform_prefix"}
