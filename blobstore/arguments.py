@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from blobstore.entry import Entry
 from blobstore.errors import ConfigError, InvalidInputError
 from blobstore.keys import validate_key
 from blobstore.protocols import Expected, ObjectStore
-from blobstore.query import Query, parse_filter
+from blobstore.query import Query, parse_mapping
 
 
 def check_inline(asked: object) -> None:
@@ -103,5 +102,5 @@ def query_of(prefix: str | None, metadata_filter: Mapping[str, Any] | None) -> Q
     """What `list` and `count` select."""
     if prefix is not None and not isinstance(prefix, str):
         raise InvalidInputError(f"prefix must be a str or None, not {prefix!r}")
-    query = Query(prefix=prefix or "")
-    return replace(query, equal=parse_filter(metadata_filter)) if metadata_filter else query
+    where = None if metadata_filter is None else parse_mapping(metadata_filter, literal=True)
+    return Query(prefix=prefix or "", where=where)

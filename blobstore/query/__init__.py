@@ -1,91 +1,101 @@
 """What can be asked of an index, and the reference answer that every index must agree with.
 
-So far: a literal prefix of the key, and metadata that must be equal. Names and values are data:
-no character in either has a special meaning. Comparison is by value and strict in type, as in
-Python but for one thing: a boolean is not a number.
+A condition is an `Expression`, written in Python (`F`), as a mapping or as text; `parse` takes all
+three. `Query` is a whole selection, `matcher` and `sort_key` say what it means. Nothing here reads
+or writes anything.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from blobstore import metadata as _metadata
-from blobstore.entry import Entry
+from blobstore.errors import InvalidQueryError
+from blobstore.query.building import F
+from blobstore.query.evaluate import (
+    fields_of,
+    lookup,
+    matcher,
+    matches,
+    place_key,
+    sort_key,
+    values_reader,
+)
+from blobstore.query.fields import parse_field, print_field
+from blobstore.query.mapping import parse_mapping, to_mapping
+from blobstore.query.selection import Cursor, Order, Query, parse_order
+from blobstore.query.tree import Expression, Field, check_depth
+from blobstore.query.values import MISSING, order_place, same
 
+__all__ = [
+    "MISSING",
+    "Cursor",
+    "Expression",
+    "F",
+    "Field",
+    "Order",
+    "Query",
+    "fields_of",
+    "lookup",
+    "matcher",
+    "matches",
+    "order_place",
+    "parse",
+    "parse_field",
+    "parse_mapping",
+    "parse_order",
+    "place_key",
+    "print_field",
+    "same",
+    "sort_key",
+    "to_mapping",
+    "values_reader",
+]
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A selection of entries, in the order of their keys (by code point).
-
-    Attributes
-    ----------
-    prefix : str
-        Literal and case-sensitive; "" selects all.
-    equal : mapping
-        Metadata names to the values they must have; all must match. JSON values only (see
-        `with_filter`); a name that an entry does not have matches nothing, not even None.
-    after : str or None
-        Only keys above this one: for reading page by page.
-    limit : int or None
-        At most so many entries.
-    """
-
-    prefix: str = ""
-    equal: Mapping[str, Any] = field(default_factory=dict)
-    after: str | None = None
-    limit: int | None = None
-
-    def matches(self, entry: Entry) -> bool:
-        """Whether the entry belongs to the answer, `limit` apart."""
-        if not entry.key.startswith(self.prefix):
-            return False
-        if self.after is not None and entry.key <= self.after:
-            return False
-        return not self.equal or matches_metadata(self.equal, entry.metadata_text)
-
-
-def parse_filter(metadata_filter: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Bring a filter into the same JSON form as stored metadata.
-
-    Raises
-    ------
-    InvalidMetadataError
-        A value in it is no JSON, so nothing stored could ever equal it.
-
-    Examples
-    --------
-    >>> parse_filter({"shape": (2, 3)})
-    {'shape': [2, 3]}
-    """
-    parsed: dict[str, Any] = json.loads(_metadata.to_text(metadata_filter))
-    return parsed
+Where = Expression | Mapping[str, Any] | str | None
+"""The spellings of a condition; None, and an empty mapping, hold for every entry."""
 
 
 def matches_metadata(equal: Mapping[str, Any], metadata_text: str) -> bool:
     """Whether stored metadata has every name of `equal` with an equal value."""
-    stored = json.loads(metadata_text)
+    stored = json.loads(metadata_text)  # goes away with its last user
     return all(name in stored and same(stored[name], value) for name, value in equal.items())
 
 
-def same(left: Any, right: Any) -> bool:
-    """Equality of two JSON values: numbers by value, booleans only with booleans.
+def parse(where: Where) -> Expression | None:
+    """Read a condition in any of its spellings.
+
+    Raises
+    ------
+    InvalidQueryError
+        It cannot be understood; the message says where, and what was expected.
 
     Examples
     --------
-    >>> same(1, 1.0), same(1, True), same("1", 1), same({"a": [1]}, {"a": [1.0]})
-    (True, False, False, True)
+    >>> parse("loss < 0.1 and not author = 'bob'") == parse(
+    ...     {"loss": {"$lt": 0.1}, "$not": {"author": "bob"}}
+    ... )
+    True
     """
-    if isinstance(left, bool) or isinstance(right, bool):
-        return left is right
-    if isinstance(left, int | float) and isinstance(right, int | float):
-        return left == right
-    if type(left) is not type(right):
-        return False
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[k], right[k]) for k in left)
-    if isinstance(left, list):
-        return len(left) == len(right) and all(map(same, left, right))
-    return bool(left == right)
+    expression: Expression | None
+    if where is None or isinstance(where, Expression):
+        expression = where
+    elif isinstance(where, str):
+        from blobstore.query.text import parse_text
+
+        expression = parse_text(where)
+    elif isinstance(where, Mapping):
+        expression = parse_mapping(where)
+    elif isinstance(where, F):  # type: ignore[unreachable]
+        raise InvalidQueryError(
+            f"{where!r} alone is no condition: compare it, as in {where!r} == True"
+        )
+    else:
+        raise InvalidQueryError(
+            "a condition is made by F, or written as a dict or a str, not as "
+            f"{type(where).__name__}: {where!r:.80}"
+        )
+    if expression is not None:
+        check_depth(expression)
+    return expression

@@ -1,7 +1,8 @@
 """The expression tree: what a query asks of each entry.
 
-Nodes are immutable values and compare by value. They are made by `F` (Python), from a mapping or
-from text, and read by the reference evaluator and by each index that compiles them.
+Nodes are immutable and equal if they are written the same; 1, 1.0 and True are written differently.
+They are made by `F` (Python), from a mapping or from text, and read by the reference evaluator and
+by each index that compiles them. ``str(expression)`` is the string spelling.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
 from blobstore.errors import InvalidQueryError
+
+MAX_DEPTH = 100
+"""How deep conditions may stand inside one another; ``a & b & c`` is one level."""
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 
@@ -29,8 +33,29 @@ class Field:
     path: tuple[str, ...]
     system: bool = False
 
+    def __str__(self) -> str:
+        from blobstore.query.fields import print_field
+
+        return print_field(self)
+
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """One level of an ordering.
+
+    Attributes
+    ----------
+    field : Field
+    descending : bool
+        Within the kind of value; numbers come before text before booleans before the rest either
+        way.
+    """
+
+    field: Field
+    descending: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Expression:
     """A condition on an entry. Combine them with ``&``, ``|`` and ``~``."""
 
@@ -47,6 +72,17 @@ class Expression:
     def __invert__(self) -> Not:
         return Not(self)
 
+    def __eq__(self, other: object) -> bool:
+        return repr(self) == repr(other) if isinstance(other, Expression) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
+
+    def __str__(self) -> str:
+        from blobstore.query.printing import to_text
+
+        return to_text(self)
+
     def __bool__(self) -> NoReturn:
         raise InvalidQueryError(
             "a condition has no truth of its own: combine conditions with &, | and ~, each in "
@@ -54,7 +90,7 @@ class Expression:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Compare(Expression):
     """``field op value``."""
 
@@ -63,7 +99,7 @@ class Compare(Expression):
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Among(Expression):
     """``field in (values)``, or ``not in``."""
 
@@ -72,7 +108,7 @@ class Among(Expression):
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Like(Expression):
     """The text of a field has the form of a pattern with ``%`` and ``_``."""
 
@@ -80,7 +116,7 @@ class Like(Expression):
     pattern: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StartsWith(Expression):
     """The text of a field begins with `text`."""
 
@@ -88,7 +124,7 @@ class StartsWith(Expression):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Contains(Expression):
     """The text of a field has `value` in it, or the array one element equal to it."""
 
@@ -96,28 +132,28 @@ class Contains(Expression):
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Exists(Expression):
     """The field is there, if only as null."""
 
     field: Field
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class And(Expression):
     """All of `items` hold."""
 
     items: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Or(Expression):
     """At least one of `items` holds."""
 
     items: tuple[Expression, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Not(Expression):
     """`item` does not hold."""
 
@@ -127,3 +163,19 @@ class Not(Expression):
 def _items(kind: type[And | Or], expression: Expression) -> tuple[Expression, ...]:
     """What stands side by side: ``a & b & c`` is one conjunction of three."""
     return expression.items if isinstance(expression, kind) else (expression,)
+
+
+def check_depth(expression: Expression) -> None:
+    """Refuse what is nested so deep that reading it would exhaust the stack."""
+    level: list[Expression] = [expression]
+    for _ in range(MAX_DEPTH):
+        level = [inner for one in level for inner in _inside(one)]
+        if not level:
+            return
+    raise InvalidQueryError(f"the condition is nested more than {MAX_DEPTH} levels deep")
+
+
+def _inside(expression: Expression) -> tuple[Expression, ...]:
+    if isinstance(expression, And | Or):
+        return expression.items
+    return (expression.item,) if isinstance(expression, Not) else ()
