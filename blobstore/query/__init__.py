@@ -22,11 +22,11 @@ from blobstore.query.evaluate import (
     sort_key,
     values_reader,
 )
-from blobstore.query.fields import parse_field, print_field
+from blobstore.query.fields import is_time, parse_field, print_field
 from blobstore.query.mapping import parse_mapping, to_mapping
-from blobstore.query.selection import Cursor, Order, Query, parse_order
-from blobstore.query.tree import Expression, Field, check_depth
-from blobstore.query.values import MISSING, order_place, same
+from blobstore.query.selection import Cursor, Query, parse_order
+from blobstore.query.tree import Expression, Field, Order, check_depth
+from blobstore.query.values import MISSING, order_place, rank, same
 
 __all__ = [
     "MISSING",
@@ -37,6 +37,7 @@ __all__ = [
     "Order",
     "Query",
     "fields_of",
+    "is_time",
     "lookup",
     "matcher",
     "matches",
@@ -47,6 +48,7 @@ __all__ = [
     "parse_order",
     "place_key",
     "print_field",
+    "rank",
     "same",
     "sort_key",
     "to_mapping",

@@ -8,7 +8,7 @@ from typing import Any
 
 from blobstore.entry import to_datetime
 from blobstore.errors import InvalidQueryError
-from blobstore.query.fields import SYSTEM_FIELDS, print_field
+from blobstore.query.fields import SYSTEM_FIELDS, is_time, print_field
 from blobstore.query.patterns import split_pattern
 from blobstore.query.tree import (
     Among,
@@ -122,7 +122,7 @@ def operand(field: Field, value: Any) -> Any:
 
 def written(field: Field, value: Any) -> Any:
     """Turn what `operand` gave into what people write: times into ISO text."""
-    if field.system and SYSTEM_FIELDS[field.path[0]].kind == "time":
+    if is_time(field):
         return to_datetime(value).isoformat()
     return value
 

@@ -129,6 +129,11 @@ def system_field(name: str) -> Field:
     return Field((name,), system=True)
 
 
+def is_time(field: Field) -> bool:
+    """Whether the value of a field is a time, in microseconds since 1970, UTC."""
+    return field.system and SYSTEM_FIELDS[field.path[0]].kind == "time"
+
+
 def print_field(field: Field) -> str:
     """Write a field as all spellings read it.
 

@@ -41,6 +41,8 @@ KINDS: Final[dict[type, Kind]] = {
 }
 """The kind of each type that `json.loads` gives."""
 
+_RANKS: Final = {int: 0, float: 0, str: 1, bool: 2}
+
 ORDERED_KINDS: Final = ("number", "text")
 """Of which one value can be less than another in a condition."""
 
@@ -113,10 +115,15 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
+def rank(value: Any) -> int:
+    """Give the rank of a value in an ordering: 0 numbers, 1 text, 2 booleans, 3 all others."""
+    return _RANKS.get(type(value), 3)
+
+
 def order_place(value: Any) -> tuple[int, Any]:
     """Give the rank of a value in an ordering, and its place within that rank.
 
-    Numbers have rank 0, text 1, booleans 2, everything else 3. Numbers order exactly, but that an
+    Numbers order exactly, but that an
     integer beyond 64 bits counts as its nearest double; and U+0000 in text orders as U+0001: so
     that databases order by themselves as this does.
 
