@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from blobstore.entry import Entry
 from blobstore.errors import ConflictError, KeyExistsError, KeyNotFoundError
 from blobstore.protocols import CommitResult, Copy, Delete, Put
-from blobstore.query import Query
+from blobstore.query import Query, parse_mapping
 from blobstore.testing.metadata_backend import make_blob, make_inline, make_patch, make_put
 from blobstore.testing.model import Model, ModelBackend
 
@@ -168,7 +168,8 @@ class IndexMachine(RuleBasedStateMachine):
         limit=st.one_of(st.none(), st.integers(0, 4)),
     )
     def query(self, handle, prefix, equal, after, limit):
-        backend, query = self.handle(handle), Query(prefix, equal, after, limit)
+        where = parse_mapping(equal, literal=True)
+        backend, query = self.handle(handle), Query(prefix, where, after=after, limit=limit)
         expected = self.model.find(query)
         assert [self.same_id(*pair) for pair in self.zipped(expected, backend.scan(query))] == (
             expected

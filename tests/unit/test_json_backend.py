@@ -39,6 +39,7 @@ from blobstore.errors import (
 from blobstore.keys import new_location, random_id
 from blobstore.protocols import Copy, Delete, Patch, Put
 from blobstore.query import Query
+from blobstore.testing.metadata_backend import equal_to
 from blobstore.testing.model import Model
 
 TEXTS = [
@@ -886,7 +887,7 @@ def test_pages_add_up(backend, monkeypatch, limit, equal):
         *[put(k, metadata=json.dumps({"even": i % 2 == 0})) for i, k in enumerate(keys)],
     )
     expected = keys[::2] if equal else keys
-    query = Query(equal=equal, limit=limit)
+    query = equal_to(equal, limit=limit)
     assert list(backend.keys(query)) == expected[:limit]
     assert backend.count(query) == len(expected[:limit])
 
