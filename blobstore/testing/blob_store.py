@@ -425,7 +425,7 @@ class BlobStoreSuite:
         for prefix in ["", "a", "a%", "a_", "A", "b", "b*", "b[", "%", "*", "\u00e9", "\U0001f389"]:
             wanted = sorted(key for key in keys if key.startswith(prefix))
             assert store.list(prefix=prefix) == wanted
-            assert store.count(prefix) == len(wanted)
+            assert store.count(prefix=prefix) == len(wanted)
         assert store.list(None) == store.list("") == [*store]
 
     def test_changing_the_store_while_iterating(self, store: BlobStore) -> None:
