@@ -48,6 +48,7 @@ from blobstore.errors import (
 )
 from blobstore.keys import is_location
 from blobstore.store import BlobStore
+from blobstore.testing.store_queries import StoreQueries
 
 ODD_KEYS = [
     "a", "A", "a/b", "ab", "a b", "a/../b", "..", ".", "/", "../escape", "/absolute", "a//b", "a/",
@@ -124,7 +125,7 @@ def assert_same(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
-class BlobStoreSuite:
+class BlobStoreSuite(StoreQueries):
     """Tests of a BlobStore; subclass it and write `make_store`.
 
     Attributes
@@ -615,6 +616,10 @@ class BlobStoreSuite:
             lambda: store.exists("k"),
             lambda: store.get_metadata("k"),
             lambda: store.update_metadata("k", {}),
+            lambda: store.query("x = 1"),
+            lambda: store.best("x"),
+            lambda: store.update_many("x = 1", {}),
+            store.to_frame,
             store.clear,
             store.verify,
             store.gc,
