@@ -26,7 +26,7 @@ from blobstore.query.fields import is_time, parse_field, print_field
 from blobstore.query.mapping import parse_mapping, to_mapping
 from blobstore.query.selection import Cursor, Query, parse_order
 from blobstore.query.tree import Expression, Field, Order, check_depth
-from blobstore.query.values import MISSING, order_place, rank, same
+from blobstore.query.values import MISSING, order_place, rank, same, shown
 
 __all__ = [
     "MISSING",
@@ -96,7 +96,7 @@ def parse(where: Where) -> Expression | None:
     else:
         raise InvalidQueryError(
             "a condition is made by F, or written as a dict or a str, not as "
-            f"{type(where).__name__}: {where!r:.80}"
+            f"{type(where).__name__}: {shown(where)}"
         )
     if expression is not None:
         check_depth(expression)

@@ -19,6 +19,7 @@ from blobstore.query.tree import (
     Order,
     StartsWith,
 )
+from blobstore.query.values import shown
 
 
 class F:
@@ -114,7 +115,7 @@ class F:
 def _value(value: Any) -> Any:
     if isinstance(value, F | Expression):
         raise InvalidQueryError(
-            f"a field is compared with a value, not with {value!r:.80}; if this is about "
+            f"a field is compared with a value, not with {shown(value)}; if this is about "
             "precedence: put each comparison in parentheses"
         )
     return value

@@ -22,7 +22,7 @@ from blobstore.query.tree import (
     Operator,
     StartsWith,
 )
-from blobstore.query.values import ORDERED_KINDS, kind_of, literal
+from blobstore.query.values import ORDERED_KINDS, kind_of, literal, shown
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -47,7 +47,7 @@ def among(field: Field, values: Iterable[Any], *, negated: bool = False) -> Amon
     """Make ``field in (values)``, or ``not in``."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise InvalidQueryError(
-            f"{print_field(field)} in ... takes a list of values, not {values!r:.80}"
+            f"{print_field(field)} in ... takes a list of values, not {shown(values)}"
         )
     return Among(field, tuple(operand(field, value) for value in values), negated)
 
@@ -57,7 +57,7 @@ def between(field: Field, low: Any, high: Any) -> And:
     least, most = compare(field, ">=", low), compare(field, "<=", high)
     if kind_of(least.value) != kind_of(most.value):
         raise InvalidQueryError(
-            f"{print_field(field)} between {low!r:.40} and {high!r:.40}: both ends must be "
+            f"{print_field(field)} between {shown(low)} and {shown(high)}: both ends must be "
             "numbers, or both text"
         )
     return And((least, most))
@@ -113,9 +113,9 @@ def operand(field: Field, value: Any) -> Any:
     value = literal(value)
     if kind_of(value) != wanted:
         raise InvalidQueryError(
-            f"{print_field(field)} is a {wanted}, which {value!r:.80} is not"
+            f"{print_field(field)} is a {wanted}, which {shown(value)} is not"
             if wanted == "number"
-            else f"{print_field(field)} is text, which {value!r:.80} is not"
+            else f"{print_field(field)} is text, which {shown(value)} is not"
         )
     return value
 
@@ -131,7 +131,7 @@ def _check_ordered(field: Field, op: str, value: Any) -> None:
     kind = kind_of(value)
     if kind not in ORDERED_KINDS:
         raise InvalidQueryError(
-            f"{print_field(field)} {op} {value!r:.80}: only numbers and text come before or after "
+            f"{print_field(field)} {op} {shown(value)}: only numbers and text come before or after "
             "others; use = or != here"
         )
 
@@ -144,7 +144,7 @@ def _text(field: Field, word: str, value: Any) -> str:
         )
     text = literal(value)
     if not isinstance(text, str):
-        raise InvalidQueryError(f"{print_field(field)} {word} takes text, not {value!r:.80}")
+        raise InvalidQueryError(f"{print_field(field)} {word} takes text, not {shown(value)}")
     return text
 
 
@@ -155,14 +155,14 @@ def _microseconds(field: Field, value: Any) -> int:
         text = literal(value)
         if not isinstance(text, str):
             raise InvalidQueryError(
-                f"{print_field(field)} is a time, which {value!r:.80} is not: give a datetime, or "
+                f"{print_field(field)} is a time, which {shown(value)} is not: give a datetime, or "
                 "text like '2026-01-31' or '2026-01-31T12:00:00+00:00'"
             )
         try:
             moment = datetime.fromisoformat(text)
         except ValueError as exc:
             raise InvalidQueryError(
-                f"{print_field(field)} is a time, and {text!r:.80} is none: write it like "
+                f"{print_field(field)} is a time, and {shown(text)} is none: write it like "
                 "'2026-01-31' or '2026-01-31T12:00:00+00:00'"
             ) from exc
     if not isinstance(moment, datetime):
@@ -173,5 +173,5 @@ def _microseconds(field: Field, value: Any) -> int:
         return (moment.astimezone(UTC) - _EPOCH) // _MICROSECOND
     except (OverflowError, ValueError) as exc:
         raise InvalidQueryError(
-            f"{print_field(field)}: {value!r:.80} is beyond the years 1 to 9999 in UTC"
+            f"{print_field(field)}: {shown(value)} is beyond the years 1 to 9999 in UTC"
         ) from exc

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 from blobstore.entry import Entry
 from blobstore.errors import InvalidQueryError
 from blobstore.query.tree import Field
-from blobstore.query.values import MISSING
+from blobstore.query.values import MISSING, shown
 
 SystemKind = Literal["text", "number", "time"]
 
@@ -54,7 +54,7 @@ KEYWORDS: Final = frozenset(
 )
 """Words of the string spelling; as names they stand in backquotes there."""
 
-_PART = re.compile(r"`((?:[^`]|``)*)`|([^.`@][^.`]*)")
+_PART = re.compile(r"(?:`((?:[^`]|``)*+)`|([^.`@][^.`]*))(?=\.|\Z)")
 _BARE = re.compile(r"[^\W\d]\w*")
 
 
@@ -74,7 +74,7 @@ def parse_field(name: str) -> Field:
     Field(path=('size',), system=True)
     """
     if not isinstance(name, str):
-        raise InvalidQueryError(f"the name of a field must be a str, not {name!r:.80}")
+        raise InvalidQueryError(f"the name of a field must be a str, not {shown(name)}")
     if name.startswith("@"):
         return system_field(name[1:])
     names: list[str] = []
@@ -89,10 +89,9 @@ def parse_field(name: str) -> Field:
             )
         quoted, bare = part.groups()
         names.append(bare if quoted is None else unquote_name(part.group()))
-        place = part.end()
-        if place == len(name):
+        place = part.end() + 1
+        if place > len(name):
             return user_field(names)
-        place += name[place] == "."  # anything else is no part either, and found so
 
 
 def user_field(names: Any) -> Field:
@@ -108,7 +107,7 @@ def user_field(names: Any) -> Field:
         raise InvalidQueryError("a field has at least one name")
     for name in path:
         if not isinstance(name, str):
-            raise InvalidQueryError(f"names of metadata are strings, not {name!r:.80}")
+            raise InvalidQueryError(f"names of metadata are strings, not {shown(name)}")
         try:
             name.encode("utf-8")
         except UnicodeEncodeError as exc:

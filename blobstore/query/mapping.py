@@ -23,12 +23,13 @@ from blobstore.query.tree import (
     Or,
     StartsWith,
 )
+from blobstore.query.values import shown
 
 
 def _pair(field: Field, ends: Any) -> Sequence[Any]:
     if isinstance(ends, str) or not isinstance(ends, Sequence) or len(ends) != 2:
         raise InvalidQueryError(
-            f"{print_field(field)}: $between takes a list of two values, not {ends!r:.80}"
+            f"{print_field(field)}: $between takes a list of two values, not {shown(ends)}"
         )
     return ends
 
@@ -36,7 +37,7 @@ def _pair(field: Field, ends: Any) -> Sequence[Any]:
 def _existence(field: Field, there: Any) -> Expression:
     if not isinstance(there, bool):
         raise InvalidQueryError(
-            f"{print_field(field)}: $exists takes True or False, not {there!r:.80}"
+            f"{print_field(field)}: $exists takes True or False, not {shown(there)}"
         )
     return conditions.exists(field) if there else ~conditions.exists(field)
 
@@ -106,7 +107,7 @@ def parse_mapping(mapping: Mapping[str, Any], *, literal: bool = False) -> Expre
 def _mapping(mapping: Any, depth: int) -> Expression:
     if not isinstance(mapping, Mapping) or not mapping:
         raise InvalidQueryError(
-            f"a condition in a dict is a dict with at least one name, not {mapping!r:.80}"
+            f"a condition in a dict is a dict with at least one name, not {shown(mapping)}"
         )
     if depth > MAX_DEPTH:
         raise InvalidQueryError(f"the condition is nested more than {MAX_DEPTH} levels deep")
@@ -119,7 +120,7 @@ def _item(name: Any, value: Any, depth: int) -> Expression:
     if name in ("$and", "$or"):
         if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
             raise InvalidQueryError(
-                f"{name} takes a list of at least one condition, not {value!r:.80}"
+                f"{name} takes a list of at least one condition, not {shown(value)}"
             )
         items = [_mapping(item, depth + 1) for item in value]
         return conditions.all_of(items) if name == "$and" else conditions.any_of(items)
@@ -153,7 +154,7 @@ def _has_operators(field: Field, value: Any) -> bool:
     dollars = [name for name in value if isinstance(name, str) and name.startswith("$")]
     if dollars and len(dollars) < len(value):
         raise InvalidQueryError(
-            f"{print_field(field)}: {value!r:.80} has operators and plain names side by side: to "
+            f"{print_field(field)}: {shown(value)} has operators and plain names side by side: to "
             "compare with a whole object, use {'$eq': {...}}"
         )
     return bool(dollars)
@@ -163,7 +164,7 @@ def _operation(field: Field, name: str, operand: Any, depth: int) -> Expression:
     if name == "$not":
         if not isinstance(operand, Mapping) or not _has_operators(field, operand):
             raise InvalidQueryError(
-                f"{print_field(field)}: $not takes a dict of operators, not {operand!r:.80}; for "
+                f"{print_field(field)}: $not takes a dict of operators, not {shown(operand)}; for "
                 "a value, use $ne"
             )
         return ~_on_field(field, operand, depth + 1)

@@ -11,6 +11,7 @@ from blobstore.errors import InvalidQueryError
 from blobstore.query.evaluate import matcher, place_key, sort_key, values_reader
 from blobstore.query.fields import parse_field
 from blobstore.query.tree import Expression, Field, Order
+from blobstore.query.values import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Query:
                 )
         elif self.after is not None and self.order:
             raise InvalidQueryError(
-                f"after={self.after!r:.80} is a key, but the order is not that of keys: make a "
+                f"after={shown(self.after)} is a key, but the order is not that of keys: make a "
                 "place in it by Cursor.of(order, entry)"
             )
 
@@ -126,5 +127,5 @@ def _parse_one(one: object) -> Order:
     if isinstance(field, Field) and not isinstance(one, Expression):
         return Order(field)
     raise InvalidQueryError(
-        f"order_by takes names like 'loss' and '-loss', or F('loss').desc(), not {one!r:.80}"
+        f"order_by takes names like 'loss' and '-loss', or F('loss').desc(), not {shown(one)}"
     )

@@ -69,7 +69,9 @@ def literal(value: Any) -> Any:
     [1, 2.5]
     """
     kind = type(value)
-    if kind is int or kind is bool or value is None or (kind is str and value.isascii()):
+    if kind is bool or value is None or (kind is str and value.isascii()):
+        return value
+    if kind is int and INT64_MIN <= value <= INT64_MAX:
         return value
     if isinstance(value, float) and not math.isfinite(value):
         raise InvalidQueryError(
@@ -81,6 +83,21 @@ def literal(value: Any) -> Any:
         place = exc.message.replace('metadata["value"]', "the value", 1)
         raise InvalidQueryError(f"nothing that is stored compares with this: {place}") from exc
     return json.loads(text)["value"]
+
+
+def shown(value: Any) -> str:
+    """Write any object for a message, shortened.
+
+    Examples
+    --------
+    >>> shown("a"), shown(10**5000)
+    ("'a'", 'a very long int')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python does not write integers of over 4,300 digits
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def kind_of(value: Any) -> Kind | None:

@@ -60,14 +60,24 @@ from blobstore.errors import (
     IncompatibleStoreError,
     IntegrityError,
     InvalidInputError,
+    NotSupportedError,
     PermissionDeniedError,
     StorageError,
     UnavailableError,
     from_os_error,
 )
 from blobstore.keys import random_id
-from blobstore.protocols import CommitResult, Copy, Delete, MetadataBackend, Operation, Put
-from blobstore.query import Query, matcher, sort_key
+from blobstore.protocols import (
+    CommitResult,
+    Copy,
+    Delete,
+    Explanation,
+    FieldIndex,
+    MetadataBackend,
+    Operation,
+    Put,
+)
+from blobstore.query import Field, Query, matcher, sort_key
 
 _SNAPSHOT = "cache_metadata.json"
 _TEMPORARY = "cache_metadata.json.tmp"
@@ -256,6 +266,24 @@ class JsonBackend(MetadataBackend):
         with self._mutex:
             found = self._view().count(query.prefix, query.after_key)
         return found if query.limit is None else max(0, min(found, query.limit))
+
+    def create_index(self, field: Field) -> FieldIndex:
+        """Raise NotSupportedError: all entries are in memory, and each query looks through them."""
+        self._check_open()
+        raise NotSupportedError(
+            f"JsonBackend keeps no indexes, not on {field} either: it holds all entries in memory "
+            "and looks through them. Where that is too slow, keep the store's index in a "
+            "SqlBackend (a SQLite file, or PostgreSQL)"
+        )
+
+    def explain(self, query: Query) -> Explanation:
+        """Tell how `scan` finds its answer: always in memory, and always in the same way."""
+        self._check_open()
+        selective = query.where is not None or bool(query.order)
+        steps = ["by key, from a sorted list" if not selective else "each entry is looked at"]
+        if query.order:
+            steps.append("sorted in memory" if query.limit is None else "the first ones are kept")
+        return Explanation("memory", ", then ".join(steps), scans=selective)
 
     def find_digests(self, digests: Iterable[str]) -> dict[str, Blob]:
         """Live blobs by digest."""
