@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -130,7 +131,9 @@ def query_of(
     Raises
     ------
     InvalidQueryError
-        A condition, a filter or an order cannot be understood.
+        A condition or an order cannot be understood.
+    InvalidMetadataError
+        The filter is no metadata.
     InvalidInputError
         Another argument is wrong.
     """
@@ -149,7 +152,11 @@ def query_of(
 
 
 def _literally(metadata_filter: Mapping[str, Any] | None) -> Expression | None:
-    return None if metadata_filter is None else parse_mapping(metadata_filter, literal=True)
+    if metadata_filter is None:
+        return None
+    # Checked as metadata is: what could not be stored is refused in the same words.
+    stored = json.loads(_metadata.to_text(metadata_filter))
+    return parse_mapping(stored, literal=True)
 
 
 def _both(one: Expression | None, other: Expression | None) -> Expression | None:
