@@ -7,7 +7,6 @@ or writes anything.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,12 +56,6 @@ __all__ = [
 
 Where = Expression | Mapping[str, Any] | str | None
 """The spellings of a condition; None, and an empty mapping, hold for every entry."""
-
-
-def matches_metadata(equal: Mapping[str, Any], metadata_text: str) -> bool:
-    """Whether stored metadata has every name of `equal` with an equal value."""
-    stored = json.loads(metadata_text)  # goes away with its last user
-    return all(name in stored and same(stored[name], value) for name, value in equal.items())
 
 
 def parse(where: Where) -> Expression | None:

@@ -6,6 +6,7 @@ collation sorts otherwise than another), so that equal ones, and nearly equal on
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,8 +76,17 @@ TEXTS = (
 )
 _SCALARS = (None, True, False)
 _OPERATORS: SearchStrategy[Operator] = st.sampled_from(["=", "!=", "<", "<=", ">", ">="])
+_JOINTS = st.sampled_from(["leaf", "leaf", "and", "or", "not"])
+_ONE_IN_FIVE = st.integers(0, 4).map(lambda number: number == 0)
+_EQUALITIES: SearchStrategy[Operator] = st.sampled_from(["=", "!="])
+_INEQUALITIES: SearchStrategy[Operator] = st.sampled_from(["<", "<=", ">", ">="])
+_FEW = st.integers(0, 3)
+_EITHER = st.booleans()
+_STEPS = st.sampled_from(["itself", "itself", "one", "any"])
+_UNKNOWN = st.lists(st.sampled_from(NAMES), min_size=1, max_size=2).map(tuple)
 
 
+@functools.cache
 def scalars() -> SearchStrategy[Any]:
     """Draw a JSON value that holds no other."""
     return st.one_of(
@@ -89,6 +99,7 @@ def scalars() -> SearchStrategy[Any]:
     )
 
 
+@functools.cache
 def values() -> SearchStrategy[Any]:
     """Draw a JSON value."""
     return st.recursive(
@@ -100,6 +111,7 @@ def values() -> SearchStrategy[Any]:
     )
 
 
+@functools.cache
 def metadata() -> SearchStrategy[dict[str, Any]]:
     """Draw metadata: few names, so that entries share them, and values of all kinds under each."""
     names = st.one_of(st.sampled_from(["a", "b"]), st.sampled_from(NAMES), st.text(max_size=2))
@@ -129,14 +141,15 @@ def places(documents: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, ...]
 @st.composite
 def leaves(draw: DrawFn, documents: Sequence[Mapping[str, Any]]) -> Expression:
     """Draw a condition on one field, with a value that is there or one like it."""
-    if draw(st.integers(0, 6)) == 0:
+    if draw(_ONE_IN_FIVE):
         return draw(system_leaves())
     known = places(documents)
-    absent = st.tuples(st.lists(st.sampled_from(NAMES), min_size=1, max_size=2), values())
-    path, value = draw(st.sampled_from(known) if known else absent)
-    if draw(st.integers(0, 4)) == 0:  # this value on another field, or another value on this one
-        path, value = draw(st.sampled_from([(path, draw(values())), (draw(absent)[0], value)]))
-    return draw(_on(Field(tuple(path)), value))
+    path, value = draw(st.sampled_from(known)) if known else (draw(_UNKNOWN), draw(values()))
+    if draw(_ONE_IN_FIVE):
+        value = draw(values())
+    elif draw(_ONE_IN_FIVE):
+        path = draw(_UNKNOWN)
+    return draw(_on(Field(path), value))
 
 
 @st.composite
@@ -148,22 +161,22 @@ def _on(draw: DrawFn, field: Field, value: Any) -> Expression:
         kinds += ["like", "like", "startswith", "contains"]
     kind = draw(st.sampled_from(kinds))
     if kind == "compare":
-        return conditions.compare(field, draw(st.sampled_from(["=", "!="])), value)
+        return conditions.compare(field, draw(_EQUALITIES), value)
     if kind == "order":
-        return conditions.compare(field, draw(st.sampled_from(["<", "<=", ">", ">="])), value)
+        return conditions.compare(field, draw(_INEQUALITIES), value)
     if kind == "between":
         other = draw(st.sampled_from(TEXTS if isinstance(value, str) else NUMBERS))
         return conditions.between(field, *draw(st.permutations([value, other])))
     if kind == "among":
         others = draw(st.lists(values(), max_size=3))
-        listed = draw(st.permutations([*others, value])) if draw(st.booleans()) else others
-        return conditions.among(field, listed, negated=draw(st.booleans()))
+        listed = draw(st.permutations([*others, value])) if draw(_EITHER) else others
+        return conditions.among(field, listed, negated=draw(_EITHER))
     if kind == "contains":
         return conditions.contains(field, draw(_inside(value)))
     if kind == "like":
         return conditions.like(field, draw(patterns(value)))
     if kind == "startswith":
-        return conditions.starts_with(field, value[: draw(st.integers(0, 3))])
+        return conditions.starts_with(field, value[: draw(_FEW)])
     return conditions.exists(field)
 
 
@@ -172,7 +185,7 @@ def _inside(draw: DrawFn, value: Any) -> Any:
     """Something that `value` contains, more often than not."""
     if isinstance(value, str) and value:
         start = draw(st.integers(0, len(value) - 1))
-        return value[start : start + draw(st.integers(0, 3))]
+        return value[start : start + draw(_FEW)]
     if isinstance(value, list) and value:
         return draw(st.sampled_from(value))
     return draw(scalars())
@@ -184,10 +197,10 @@ def patterns(draw: DrawFn, text: str) -> str:
     pieces = []
     place = 0
     while place < min(len(text), 6):
-        how = draw(st.sampled_from(["itself", "itself", "one", "any"]))
+        how = draw(_STEPS)
         if how == "any":
             pieces.append("%")
-            place += draw(st.integers(0, 2))
+            place += draw(_FEW)
             continue
         pieces.append("_" if how == "one" else _escaped(text[place]))
         place += 1
@@ -215,7 +228,7 @@ def system_leaves(draw: DrawFn) -> Expression:
         value = draw(
             st.sampled_from(["1970-01-01T00:00:00.000002Z", "1970-01-01", "2026-01-31T12:00:00"])
         )
-    if kind == "text" and draw(st.booleans()):
+    if kind == "text" and draw(_EITHER):
         return draw(
             st.sampled_from(
                 [
@@ -225,27 +238,29 @@ def system_leaves(draw: DrawFn) -> Expression:
                 ]
             )
         )
-    if draw(st.integers(0, 4)) == 0:
-        return conditions.among(field, [value], negated=draw(st.booleans()))
+    if draw(_ONE_IN_FIVE):
+        return conditions.among(field, [value], negated=draw(_EITHER))
     return conditions.compare(field, op, value)
 
 
-def expressions(documents: Sequence[Mapping[str, Any]]) -> SearchStrategy[Expression]:
+@st.composite
+def expressions(
+    draw: DrawFn, documents: Sequence[Mapping[str, Any]], *, depth: int = 3
+) -> Expression:
     """Draw a condition that is about the metadata in `documents`.
 
     Examples
     --------
     >>> condition = expressions([{"a": 1}])
     """
-    return st.recursive(
-        leaves(documents),
-        lambda inner: st.one_of(
-            st.builds(lambda one, two: one & two, inner, inner),
-            st.builds(lambda one, two: one | two, inner, inner),
-            st.builds(lambda one: ~one, inner),
-        ),
-        max_leaves=5,
-    )
+    how = draw(_JOINTS) if depth else "leaf"
+    if how == "leaf":
+        return draw(leaves(documents))
+    one = draw(expressions(documents, depth=depth - 1))
+    if how == "not":
+        return ~one
+    two = draw(expressions(documents, depth=depth - 1))
+    return one & two if how == "and" else one | two
 
 
 @st.composite
@@ -270,7 +285,7 @@ def queries(draw: DrawFn, keyed: Mapping[str, Mapping[str, Any]]) -> Query:
     documents = list(keyed.values())
     order = draw(orders(documents))
     after: Cursor | str | None = None
-    if draw(st.integers(0, 2)) == 0:
+    if draw(_ONE_IN_FIVE):
         key = draw(st.sampled_from([*keyed, "", "a", "zzz"]))
         after = Cursor(tuple(draw(scalars()) for _ in order), key) if order else key
     return Query(

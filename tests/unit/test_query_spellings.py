@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -438,3 +440,16 @@ def test_what_is_no_order(wrong):
 
 def test_comparisons_are_plain_nodes():
     assert (F("a") == 1) == Compare(parse_field("a"), "=", 1)
+
+
+def test_only_text_needs_the_parser_library():
+    code = """
+import sys
+from blobstore import F
+from blobstore.query import parse
+parse({"a": {"$gt": 1}}) & (F("b") == 2)
+assert "lark" not in sys.modules
+parse("a = 1")
+assert "lark" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
