@@ -18,10 +18,10 @@ from blobstore.entry import to_datetime
 from blobstore.query import MISSING, Field, order_place, print_field
 from blobstore.query.fields import SYSTEM_FIELDS
 
-_SCALE = 1074
-"""Every float is a whole number of 2 ** -1074."""
-
 Number = int | float
+
+_ALIKE = (str, int, bool, type(None), type(MISSING))
+"""Types whose equal values cannot be told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,9 @@ def identity(value: Any) -> Hashable:
 
 def plainer(one: Any, other: Any) -> Any:
     """Of two equal values (1 and 1.0, say) the one that stands for both, whichever came first."""
-    return min(one, other, key=_plainness) if one is not other else one
+    if type(one) is type(other) and (type(one) in _ALIKE or (type(one) is float and one)):
+        return one
+    return min(one, other, key=_plainness)
 
 
 def _plainness(value: Any) -> tuple[bool, int, str]:
@@ -170,8 +172,7 @@ class _Sums:
     low: Number | None = None
     high: Number | None = None
     whole: int = 0
-    scaled: int = 0
-    floats: int = field(default=0)
+    fractions: dict[int, int] = field(default_factory=dict)  # denominator -> numerators
 
     def add(self, value: Any, count: int) -> None:
         self.count += count
@@ -180,21 +181,22 @@ class _Sums:
             self.whole += value * count
         elif kind is float:
             numerator, denominator = value.as_integer_ratio()
-            self.scaled += (numerator * count) << (_SCALE + 1 - denominator.bit_length())
-            self.floats += count
+            so_far = self.fractions.get(denominator, 0)
+            self.fractions[denominator] = so_far + numerator * count
         else:
             return
         self.numbers += count
         if self.low is None or self.high is None:
             self.low = self.high = value
             return
-        self.low = plainer(self.low, value) if value == self.low else min(self.low, value)
-        self.high = plainer(self.high, value) if value == self.high else max(self.high, value)
+        if value <= self.low:
+            self.low = plainer(self.low, value) if value == self.low else value
+        if value >= self.high:
+            self.high = plainer(self.high, value) if value == self.high else value
 
     def group(self, by: dict[str, Any], *, times: bool) -> Group:
         if self.low is None or self.high is None:
             return Group(by, self.count)
-        exact = (self.whole << _SCALE) + self.scaled
         if times:
             return Group(
                 by,
@@ -205,8 +207,12 @@ class _Sums:
                 None,
                 to_datetime(round(_quotient(self.whole, self.numbers))),
             )
-        total = _quotient(exact, 1 << _SCALE) if self.floats else self.whole
-        mean = _quotient(exact, self.numbers << _SCALE)
+        shared = max(self.fractions, default=1)  # all of them are powers of two
+        exact = self.whole * shared + sum(
+            numerator * (shared // denominator) for denominator, numerator in self.fractions.items()
+        )
+        total = _quotient(exact, shared) if self.fractions else self.whole
+        mean = _quotient(exact, self.numbers * shared)
         return Group(by, self.count, self.numbers, self.low, self.high, total, mean)
 
 
