@@ -22,6 +22,7 @@ from blobstore.protocols import CommitResult, Copy, Delete, Put
 from blobstore.query import Query, parse_mapping
 from blobstore.testing.metadata_backend import make_blob, make_inline, make_patch, make_put
 from blobstore.testing.model import Model, ModelBackend
+from blobstore.testing.queries import queries
 
 REFUSALS = (ConflictError, KeyExistsError, KeyNotFoundError)
 
@@ -174,6 +175,14 @@ class IndexMachine(RuleBasedStateMachine):
         assert [self.same_id(*pair) for pair in self.zipped(expected, backend.scan(query))] == (
             expected
         )
+        assert list(backend.keys(query)) == [entry.key for entry in expected]
+        assert backend.count(query) == len(expected)
+
+    @rule(handle=handles, data=st.data())
+    def ask(self, handle, data):
+        keyed = {key: entry.metadata for key, entry in self.model.entries.items()}
+        backend, query = self.handle(handle), data.draw(queries(keyed))
+        expected = self.model.find(query)
         assert list(backend.keys(query)) == [entry.key for entry in expected]
         assert backend.count(query) == len(expected)
 

@@ -389,7 +389,7 @@ class ConditionTests(BackendFactory):
         assert backend.count(Query(where=v.isin(range(45, 50_000)))) == 5
         assert backend.count(Query(where=v.notin(range(45, 50_000)))) == 45
         deep: Expression = v == 1
-        for _ in range(40):
+        for _ in range(30):
             deep = ~(deep & (v >= 0)) | (v < 0)
         assert backend.count(Query(where=deep)) == 1
 
