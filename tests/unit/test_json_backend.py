@@ -32,13 +32,14 @@ from blobstore.errors import (
     IntegrityError,
     InvalidInputError,
     OutOfSpaceError,
+    NotSupportedError,
     PermissionDeniedError,
     StorageError,
     UnavailableError,
 )
 from blobstore.keys import new_location, random_id
 from blobstore.protocols import Copy, Delete, Patch, Put
-from blobstore.query import Query
+from blobstore.query import F, Query, parse_order
 from blobstore.testing.metadata_backend import equal_to
 from blobstore.testing.model import Model
 
@@ -1133,3 +1134,24 @@ def test_a_fold_that_fails_leaves_the_commit_that_landed(folder, monkeypatch):
         assert backend.get("a").version == 1
     with opened(folder) as backend:
         assert backend.get("a").version == 1
+
+
+# --- queries
+
+
+def test_queries_are_explained(backend):
+    def told(query):
+        explanation = backend.explain(query)
+        return explanation.statement, explanation.plan, explanation.scans, explanation.suggestion
+
+    order = parse_order("-a")
+    assert told(Query("k")) == ("memory", "by key, from a sorted list", False, None)
+    assert told(Query(where=F("a") > 1)) == ("memory", "each entry is looked at", True, None)
+    sorted_plan = "each entry is looked at, then sorted in memory"
+    assert told(Query(order=order)) == ("memory", sorted_plan, True, None)
+    assert told(Query(order=order, limit=1))[1].endswith("the first ones are kept")
+
+
+def test_there_are_no_field_indexes(backend):
+    with pytest.raises(NotSupportedError, match=r"not on a\.b either: .* in memory .* SqlBackend"):
+        backend.create_index(F("a.b").field)
