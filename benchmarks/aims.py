@@ -96,6 +96,44 @@ def _bounded(kind: str, copies: int = 0) -> list[Aim]:
     ]  # fmt: skip
 
 
+def _milliseconds(workload: str, part: str, contender: str) -> Figure:
+    def figure(results: Results) -> float | None:
+        seconds = results.seconds(workload, contender, part)
+        return None if seconds is None else seconds * 1e3
+
+    return figure
+
+
+def _mebibytes(workload: str, part: str, contender: str) -> Figure:
+    def figure(results: Results) -> float | None:
+        peak = results.peak(workload, contender, part)
+        return None if peak is None else peak / MIB
+
+    return figure
+
+
+def _slower(part: str, contender: str, workload: str, than: str) -> Figure:
+    """How many times as long it takes in one workload as in another."""
+
+    def figure(results: Results) -> float | None:
+        here = results.seconds(workload, contender, part)
+        there = results.seconds(than, contender, part)
+        return here / there if here is not None and there else None
+
+    return figure
+
+
+def _million(contender: str) -> list[Aim]:
+    name, kind = "query 1M", contender.removeprefix("blobstore ")
+    return [
+        Aim(name, f"{kind}: top 10 by an index", _milliseconds(name, "top 10", contender), 5, at_most=True, unit="ms"),
+        Aim(name, f"{kind}: count without an index", _milliseconds(name, "count", contender), 2000, at_most=True, unit="ms"),
+        Aim(name, f"{kind}: list 100 by prefix", _milliseconds(name, "list 100", contender), 2, at_most=True, unit="ms"),
+        Aim(name, f"{kind}: put, beside that at 1,000", _slower("put", contender, name, "query 1k"), 1.2, at_most=True),
+        Aim(name, f"{kind}: stream all, peak", _mebibytes(name, "stream", contender), 16, at_most=True, unit="MiB"),
+    ]  # fmt: skip
+
+
 WITHIN_TEN_PERCENT = 1 / 1.1
 _S3_PARTS = {
     "s3 small": ("put", "get", "put 16", "get 16"),
@@ -148,6 +186,8 @@ AIMS = (
     *_memory("checkpoint", 2.3, 2.6),
     *_memory("frame", 2.3, 3.2),
     *_buckets(),
+    *_million("blobstore sqlite"),
+    *_million("blobstore postgres"),
 )  # fmt: skip
 
 _ARRAY = 8 * MIB

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,16 @@ class Sizes:
     ranges: int = 200
     at_once: int = 1000
     s3_objects: int = 200
+    entries: Mapping[str, int] = field(
+        default_factory=lambda: {"1k": 1_000, "100k": 100_000, "1M": 1_000_000}
+    )
 
 
 FULL = Sizes()
 QUICK = Sizes(
     keys=400, arrays=3, rows=100_000, checkpoints=4, frozen_checkpoints=8, tensor=2 * MIB,
     large=64 * MIB, stream=16 * MIB, ranges=50, at_once=200, s3_objects=50,
+    entries={"1k": 1_000, "100k": 5_000, "1M": 20_000},
 )  # fmt: skip
 
 
@@ -80,8 +84,6 @@ class Workload:
         How often, unless the command line says; work whose figures hardly vary needs fewer.
     peaks : bool
         Whether peak memory is shown for each part, not only the highest.
-    server : str
-        What runs meanwhile (`servers`): "s3" or nothing.
     """
 
     name: str
@@ -91,7 +93,6 @@ class Workload:
     steps: Mapping[str, Step]
     rounds: int = 5
     peaks: bool = False
-    server: str = ""
 
 
 def _same(got: Any, wanted: Any) -> bool:

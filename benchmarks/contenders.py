@@ -23,11 +23,14 @@ class Contender:
         Whether it is blobstore that is measured.
     on_disk : bool
         Whether what is stored is in the folder, at the latest when it is closed.
+    server : str
+        What has to run meanwhile (`servers`): "s3", "postgres" or nothing.
     """
 
     note: ClassVar[str] = ""
     ours: ClassVar[bool] = False
     on_disk: ClassVar[bool] = True
+    server: ClassVar[str] = ""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

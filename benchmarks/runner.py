@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.registry import CONTENDERS
 from benchmarks.results import Measurement, Results
 from benchmarks.servers import NoServerError, Servers
 from benchmarks.workloads import Workload
@@ -63,7 +64,7 @@ def measure(
     total = Measurement()
     with ExitStack() as lent:
         try:
-            environment = lent.enter_context(servers.environment(workload.server))
+            environment = lent.enter_context(servers.environment(CONTENDERS[contender].server))
         except NoServerError as exc:
             return Measurement(problem=f"skipped: {exc}")
         folder = lent.enter_context(tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch))

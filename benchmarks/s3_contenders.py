@@ -19,6 +19,7 @@ class S3Contender(Contender):
     """Puts and gets objects of the bucket that this process was lent; from several threads, too."""
 
     on_disk: ClassVar[bool] = False
+    server: ClassVar[str] = "s3"
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

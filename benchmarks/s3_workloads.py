@@ -94,7 +94,6 @@ S3_WORKLOADS = tuple(
         steps,
         rounds=3,
         peaks=True,
-        server="s3",
     )
     for name, title, steps in (
         (

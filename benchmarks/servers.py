@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +13,9 @@ from typing import Any, Self
 
 VARIABLE = "BLOBSTORE_BENCHMARK_BUCKET"
 """Of the environment of the workers: the bucket they are lent, as JSON."""
+
+DATABASE = "BLOBSTORE_BENCHMARK_DATABASE"
+"""The same: SQLAlchemy's URL of the empty database they are lent."""
 
 _TESTS = Path(__file__).resolve().parent.parent / "tests"
 
@@ -42,23 +45,36 @@ class Servers:
 
     def __init__(self) -> None:
         self._started = ExitStack()
-        self._s3: Any = None
+        self._running: dict[str, Any] = {}
 
     @contextmanager
     def environment(self, server: str) -> Iterator[dict[str, str]]:
-        """Give the environment for workers: with a bucket of their own if the server is "s3"."""
+        """Give the environment for workers, with a bucket or a database of their own in it."""
         if not server:
             yield dict(os.environ)
             return
-        if self._s3 is None:
-            self._s3 = self._started.enter_context(_s3_server())
-        s3 = self._s3
+        if server not in self._running:
+            self._running[server] = self._started.enter_context(_START[server]())
+        lend = self._bucket if server == "s3" else self._database
+        with lend(self._running[server]) as environment:
+            yield environment
+
+    @contextmanager
+    def _bucket(self, s3: Any) -> Iterator[dict[str, str]]:
         name = s3.new_bucket()
         bucket = Bucket(name, s3.endpoint, s3.region, s3.access_key, s3.secret_key)
         try:
             yield _undisturbed() | {VARIABLE: json.dumps(asdict(bucket))}
         finally:
             s3.delete_bucket(name)  # with its files, so that a run needs the space of one
+
+    @contextmanager
+    def _database(self, postgres: Any) -> Iterator[dict[str, str]]:
+        url = postgres.new_database()
+        try:
+            yield dict(os.environ) | {DATABASE: url}
+        finally:
+            postgres.drop_database(url)
 
     def __enter__(self) -> Self:
         return self
@@ -67,19 +83,36 @@ class Servers:
         self._started.close()
 
 
-def _s3_server() -> Any:
-    """The server of the tests, which are no package: they have their folder on the path."""
+@contextmanager
+def _servers_of_the_tests() -> Iterator[None]:
+    """They are no package: they have their folder on the path."""
     if str(_TESTS) not in sys.path:
         sys.path.append(str(_TESTS))
     try:
-        from servers.s3 import S3Server, weed
-
-        weed()
+        yield
     except ImportError as exc:
         raise NoServerError(f"{exc.name or exc} is not installed") from exc
     except FileNotFoundError as exc:
         raise NoServerError(str(exc)) from exc
+
+
+def _s3_server() -> Any:
+    with _servers_of_the_tests():
+        from servers.s3 import S3Server, weed
+
+        weed()
     return S3Server()
+
+
+def _postgres_server() -> Any:
+    with _servers_of_the_tests():
+        from servers.postgres import PostgresServer, installed_programs
+
+        installed_programs()
+    return PostgresServer()
+
+
+_START: dict[str, Callable[[], Any]] = {"s3": _s3_server, "postgres": _postgres_server}
 
 
 def _undisturbed() -> dict[str, str]:

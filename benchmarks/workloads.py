@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks import data
 from benchmarks.case import FULL, QUICK, Case, Workload
 from benchmarks.data import MIB
+from benchmarks.query_workloads import QUERY_WORKLOADS
 from benchmarks.s3_workloads import S3_WORKLOADS
 from benchmarks.store_workloads import STORE_WORKLOADS
 
@@ -210,4 +211,5 @@ WORKLOADS = (
     _memory("frame", "a DataFrame of 256 MiB", ("blobstore", "parquet lz4", "joblib"), "parquet lz4"),
     *STORE_WORKLOADS,
     *S3_WORKLOADS,
+    *QUERY_WORKLOADS,
 )  # fmt: skip

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from blobstore.protocols import Handler as Handler
     from blobstore.protocols import MetadataBackend as MetadataBackend
     from blobstore.protocols import ObjectStore as ObjectStore
+    from blobstore.query import F as F
     from blobstore.registry import register_store as register_store
     from blobstore.store import BlobStore as BlobStore
     from blobstore.transfer import clear_store as clear_store
@@ -108,6 +109,7 @@ _HOME = {
     "BlobBackend": "protocols",
     "Capabilities": "protocols",
     "Entry": "entry",
+    "F": "query",
     "Handler": "protocols",
     "MetadataBackend": "protocols",
     "ObjectStore": "protocols",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,25 @@ from blobstore.entry import Entry
 from blobstore.errors import ConfigError, InvalidInputError
 from blobstore.keys import validate_key
 from blobstore.protocols import Expected, ObjectStore
-from blobstore.query import Query, parse_filter
+from blobstore.query import (
+    Cursor,
+    Expression,
+    F,
+    Field,
+    Order,
+    Query,
+    Where,
+    parse,
+    parse_field,
+    parse_mapping,
+    parse_order,
+)
+
+FieldName = str | F | Field
+"""What names a field: ``"params.lr"``, ``"@size"``, or ``F(("odd name", "lr"))``."""
+
+OrderBy = str | F | Order | Iterable[str | F | Order]
+"""``"loss"``, ``"-loss"``, ``F("loss").desc()``, or several of those."""
 
 
 def check_inline(asked: object) -> None:
@@ -99,9 +117,113 @@ def request_of(number: int, item: Sequence[Any]) -> Request:
     return Request(data, None if key is None else validate_key(key), _metadata.to_text(metadata))
 
 
-def query_of(prefix: str | None, metadata_filter: Mapping[str, Any] | None) -> Query:
-    """What `list` and `count` select."""
+def query_of(
+    where: Where = None,
+    *,
+    prefix: str | None = None,
+    metadata_filter: Mapping[str, Any] | None = None,
+    order_by: OrderBy | None = None,
+    limit: int | None = None,
+    after: str | Entry | None = None,
+) -> Query:
+    """What is asked of the index.
+
+    Raises
+    ------
+    InvalidQueryError
+        A condition or an order cannot be understood.
+    InvalidMetadataError
+        The filter is no metadata.
+    InvalidInputError
+        Another argument is wrong.
+    """
     if prefix is not None and not isinstance(prefix, str):
-        raise InvalidInputError(f"prefix must be a str or None, not {prefix!r}")
-    query = Query(prefix=prefix or "")
-    return replace(query, equal=parse_filter(metadata_filter)) if metadata_filter else query
+        raise InvalidInputError(f"prefix must be a str or None, not {prefix!r:.80}")
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise InvalidInputError(f"limit must be a number of entries, not {limit!r:.80}")
+    order = parse_order(order_by)
+    return Query(
+        prefix=prefix or "",
+        where=_both(parse(where), _literally(metadata_filter)),
+        order=order,
+        after=_place(order, after),
+        limit=limit,
+    )
+
+
+def _literally(metadata_filter: Mapping[str, Any] | None) -> Expression | None:
+    if metadata_filter is None:
+        return None
+    # Checked as metadata is: what could not be stored is refused in the same words.
+    stored = json.loads(_metadata.to_text(metadata_filter))
+    return parse_mapping(stored, literal=True)
+
+
+def _both(one: Expression | None, other: Expression | None) -> Expression | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one & other
+
+
+def _place(order: tuple[Order, ...], after: str | Entry | None) -> Cursor | str | None:
+    """Where an answer goes on."""
+    if after is None:
+        return None
+    if isinstance(after, Entry):
+        return Cursor.of(order, after) if order else after.key
+    if not isinstance(after, str):
+        raise InvalidInputError(f"after must be a key or an Entry, not {after!r:.80}")
+    if order:
+        raise InvalidInputError(
+            f"after={after!r:.80} is a key, which tells a place only in the order of keys: with "
+            "order_by, give the last Entry that you got"
+        )
+    return validate_key(after)
+
+
+def selection_of(where: Where, prefix: str | None, *, remedy: str) -> Query:
+    """What is to be deleted or changed; a selection of everything is refused, as it may be a slip."""
+    query = query_of(where, prefix=prefix)
+    if query.where is None and not query.prefix:
+        raise InvalidInputError(
+            f"neither where nor prefix selects anything less than all: {remedy}"
+        )
+    return query
+
+
+def keys_of(keys: Iterable[str]) -> dict[str, None]:
+    """Keys, each once and in order."""
+    if isinstance(keys, str):
+        raise InvalidInputError(
+            f"keys must be several keys, not the text {keys!r:.80}: put one key into a list, and "
+            "give a condition as where=..."
+        )
+    return {validate_key(key): None for key in keys}
+
+
+def field_of(name: FieldName) -> Field:
+    """A field that is named in one of the ways there are."""
+    if isinstance(name, F):
+        return name.field
+    return name if isinstance(name, Field) else parse_field(name)
+
+
+def fields_of(names: FieldName | Iterable[FieldName] | None) -> tuple[Field, ...]:
+    """None, one or several fields."""
+    if names is None:
+        return ()
+    if isinstance(names, str | F | Field):
+        return (field_of(names),)
+    if not isinstance(names, Iterable):
+        raise InvalidInputError(f"by must be a field or several, not {names!r:.80}")
+    return tuple(map(field_of, names))
+
+
+def columns_of(columns: Iterable[str] | None) -> list[str] | None:
+    """Names of a frame's columns, each once."""
+    if columns is None:
+        return None
+    chosen = None if isinstance(columns, str) or not isinstance(columns, Iterable) else [*columns]
+    if chosen is None or not all(isinstance(name, str) for name in chosen):
+        raise InvalidInputError(f"columns must be several names, not {columns!r:.80}")
+    return list(dict.fromkeys(chosen))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    Callable,
+    Iterable,
+    Mapping,
+)
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, overload
 
-from blobstore import codecs, folder, maintenance
+from blobstore import changing, codecs, folder, maintenance
 from blobstore import metadata as _metadata
 from blobstore.arguments import (
     check_inline,
@@ -19,14 +23,18 @@ from blobstore.arguments import (
     check_local_cache_allowed,
     digest_algorithm,
     expected_of,
+    keys_of,
     query_of,
     request_of,
+    selection_of,
 )
+from blobstore.asking import Asking, Keys
 from blobstore.commit import Committer, Request, WritePolicy
 from blobstore.entry import Entry, now_us
 from blobstore.errors import (
     ClosedError,
     ConfigError,
+    InvalidInputError,
     KeyNotFoundError,
     NotSupportedError,
     from_os_error,
@@ -43,7 +51,7 @@ from blobstore.protocols import (
     Patch,
     WriteOptions,
 )
-from blobstore.query import Query
+from blobstore.query import Query, Where
 from blobstore.reading import Reader
 from blobstore.registry import HandlerSet
 from blobstore.streams import copy_stream
@@ -52,14 +60,11 @@ if TYPE_CHECKING:
     from blobstore.wrappers.local_cache import LocalCacheStore
 
 Pickle = Literal["signed", "allow", "deny"]
-Keys = list[str]
-"""What `BlobStore.list` gives; named here since inside the class `list` is that method."""
-
 _PICKLE = ("signed", "allow", "deny")
 _BATCH = 1000
 
 
-class BlobStore(MutableMapping[str, Any]):
+class BlobStore(Asking):
     """Puts Python objects under keys with metadata, finds them again, gives them back.
 
     A store is a folder. Several processes, threads, forked children and pickled copies may use
@@ -504,57 +509,29 @@ class BlobStore(MutableMapping[str, Any]):
             "metadata": entry.metadata,
         }
 
-    def exists(self, key: str) -> bool:
-        """Whether a key is in the index and all its blobs are there."""
+    def exists(
+        self, key: str | None = None, *, where: Where = None, prefix: str | None = None
+    ) -> bool:
+        """Whether a key is in the index and all its blobs are there; or whether any entry matches.
+
+        Parameters
+        ----------
+        key : str, optional
+        where, prefix
+            As in `query`, in place of a key; no blob is looked for then.
+        """
         self._usable()
+        if key is None and (where is not None or prefix is not None):
+            return next(self._index.keys(query_of(where, prefix=prefix, limit=1)), None) is not None
+        if where is not None or prefix is not None:
+            raise InvalidInputError("exists takes a key, or where and prefix, and not both")
+        # None is no key, and refused as one.
         entry = self._index.get(validate_key(key))
         return entry is not None and all(map(self._objects.exists, entry.locations))
 
     def __contains__(self, key: object) -> bool:
         self._usable()
         return isinstance(key, str) and self._index.get(validate_key(key)) is not None
-
-    def list(
-        self, prefix: str | None = None, metadata_filter: Mapping[str, Any] | None = None
-    ) -> Keys:
-        """Keys in order, of all entries or of those that match.
-
-        Parameters
-        ----------
-        prefix : str, optional
-            Literal and case-sensitive.
-        metadata_filter : mapping, optional
-            Metadata that must be equal, all of it. Names and values are taken literally; numbers
-            compare by value, and a boolean is no number.
-
-        Returns
-        -------
-        list of str
-
-        Examples
-        --------
-        >>> import tempfile
-        >>> store = BlobStore(tempfile.mkdtemp())
-        >>> _ = store.put_many([("m1", 1, {"deployed": True}), ("m2", 2, {"deployed": False})])
-        >>> store.list(metadata_filter={"deployed": True})
-        ['m1']
-        """
-        self._usable()
-        return [*self._index.keys(query_of(prefix, metadata_filter))]
-
-    def count(
-        self, prefix: str | None = None, metadata_filter: Mapping[str, Any] | None = None
-    ) -> int:
-        """How many entries `list` would give."""
-        self._usable()
-        return self._index.count(query_of(prefix, metadata_filter))
-
-    def __iter__(self) -> Iterator[str]:
-        self._usable()
-        return self._index.keys(Query())
-
-    def __len__(self) -> int:
-        return self.count()
 
     # --- changing ---
 
@@ -580,6 +557,48 @@ class BlobStore(MutableMapping[str, Any]):
         patch = Patch(validate_key(key), _metadata.to_text(metadata), now_us(), replace)
         return self._committer.apply([patch]).entries[0] is not None
 
+    def update_many(
+        self,
+        where: Where,
+        metadata: Mapping[str, Any],
+        *,
+        prefix: str | None = None,
+        replace: bool = False,
+    ) -> int:
+        """Change the metadata of all entries that match, as `update_metadata` does for one.
+
+        Parameters
+        ----------
+        where, prefix
+            As in `query`. Changed in batches, each one transaction; nothing is changed that does
+            not match at that moment.
+        metadata : mapping
+            Names to be set; other names stay, unless `replace`.
+        replace : bool
+            Drop all other names.
+
+        Returns
+        -------
+        int
+            How many were changed.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> store = BlobStore(tempfile.mkdtemp())
+        >>> _ = store.put_many((f"{n}", n, {"f1": n / 10}) for n in range(4))
+        >>> store.update_many("f1 < 0.2", {"archived": True}), store.count("archived = true")
+        (2, 2)
+        """
+        self._writable()
+        query = selection_of(
+            where,
+            prefix,
+            remedy="to change all entries, give a condition that all meet: @size >= 0",
+        )
+        text = _metadata.to_text(metadata)
+        return changing.update_matching(self._index, self._committer, query, text, replace=replace)
+
     def delete(self, key: str) -> bool:
         """Remove a key; its bytes go with the last key that shares them.
 
@@ -590,10 +609,80 @@ class BlobStore(MutableMapping[str, Any]):
         """
         return self.delete_many([key]) == 1
 
-    def delete_many(self, keys: Iterable[str]) -> int:
-        """Remove keys in one transaction; absent ones are fine. Returns how many there were."""
-        self._writable()
-        operations = [Delete(validate_key(key)) for key in dict.fromkeys(keys)]
+    @overload
+    def delete_many(
+        self,
+        keys: Iterable[str] | None = None,
+        *,
+        where: Where = None,
+        prefix: str | None = None,
+        dry_run: Literal[False] = False,
+    ) -> int: ...
+    @overload
+    def delete_many(
+        self,
+        keys: Iterable[str] | None = None,
+        *,
+        where: Where = None,
+        prefix: str | None = None,
+        dry_run: Literal[True],
+    ) -> Keys: ...
+    def delete_many(
+        self,
+        keys: Iterable[str] | None = None,
+        *,
+        where: Where = None,
+        prefix: str | None = None,
+        dry_run: bool = False,
+    ) -> int | Keys:
+        """Remove keys, or whatever matches.
+
+        Parameters
+        ----------
+        keys : iterable of str, optional
+            Removed in one transaction; absent ones are fine.
+        where, prefix
+            As in `query`, in place of keys. Removed in batches, each one transaction; nothing is
+            removed that does not match at that moment, whatever others write meanwhile.
+        dry_run : bool
+            Only tell which keys would go.
+
+        Returns
+        -------
+        int or list of str
+            How many there were; with `dry_run` the keys.
+
+        Raises
+        ------
+        InvalidInputError
+            Keys and a condition at once; or neither, which would be everything: see `clear`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> store = BlobStore(tempfile.mkdtemp())
+        >>> _ = store.put_many((f"step-{n}", n, {"step": n}) for n in range(4))
+        >>> store.delete_many(where="step < 2", dry_run=True)
+        ['step-0', 'step-1']
+        >>> store.delete_many(where="step < 2"), store.list()
+        (2, ['step-2', 'step-3'])
+        """
+        if dry_run:
+            self._usable()
+        else:
+            self._writable()
+        if keys is None:
+            query = selection_of(where, prefix, remedy="to remove all entries, use clear()")
+            if dry_run:
+                return [*self._index.keys(query)]
+            return changing.delete_matching(self._index, self._committer, query)
+        if where is not None or prefix is not None:
+            raise InvalidInputError("delete_many takes keys, or where and prefix, and not both")
+        wanted = keys_of(keys)
+        if dry_run:
+            found = self._index.get_many(wanted)
+            return [key for key in wanted if key in found]
+        operations = [Delete(key) for key in wanted]
         if not operations:
             return 0
         result = self._committer.apply(operations)

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -77,19 +76,14 @@ def train(store: BlobStore) -> None:
 
 def show(store: BlobStore) -> str:
     """Print the models, the best first, from the index alone; returns the best one's key."""
-    models: list[tuple[str, dict[str, Any]]] = []
-    for key in store.list(prefix="models/digits/"):
-        known = store.get_metadata(key)
-        if known is not None:
-            models.append((key, known))
-    models.sort(key=lambda row: -row[1]["metadata"]["f1"])
+    models = list(store.query(prefix="models/digits/", order_by="-f1"))
     print(f"{'model':<32}{'F1':>8}{'accuracy':>10}{'stored':>12}")
     print("-" * 62)
-    for key, known in models:
-        scores = known["metadata"]
-        size = f"{known['file_size']:,} B"
-        print(f"{key:<32}{scores['f1']:>8.4f}{scores['accuracy']:>10.4f}{size:>12}")
-    return models[0][0]
+    for entry in models:
+        scores = entry.metadata
+        size = f"{entry.size:,} B"
+        print(f"{entry.key:<32}{scores['f1']:>8.4f}{scores['accuracy']:>10.4f}{size:>12}")
+    return models[0].key
 
 
 def use(store: BlobStore, key: str) -> None:

@@ -15,7 +15,7 @@ from blobstore.errors import (
     KeyNotFoundError,
     NotSupportedError,
 )
-from blobstore.query import Query
+from blobstore.query import Field, Query, values_reader
 from blobstore.streams import Closeable
 
 Expected = int | Entry | Literal["any", "absent", "present"]
@@ -153,11 +153,61 @@ class CommitResult:
     missing: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class FieldIndex:
+    """An index on one field of a store's metadata.
+
+    Attributes
+    ----------
+    field : Field
+    name : str
+        Of the index in the database.
+    """
+
+    field: Field
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How an index answers a query, for people to read.
+
+    Attributes
+    ----------
+    statement : str
+        What runs: SQL with placeholders for names and values, or a word for how it is done.
+    plan : str
+        What the database says it does.
+    indexes : tuple of FieldIndex
+        Field indexes that serve the query.
+    scans : bool
+        Whether all entries of the store, or of the prefix, are looked at.
+    suggestion : Field or None
+        The field whose index would serve it; None if one does, or if none could.
+    """
+
+    statement: str
+    plan: str
+    indexes: tuple[FieldIndex, ...] = ()
+    scans: bool = True
+    suggestion: Field | None = None
+
+    def __str__(self) -> str:
+        lines = [self.statement, self.plan]
+        lines += [f"served by the index on {one.field}" for one in self.indexes]
+        if self.scans:
+            lines.append("all entries of the store, or of the prefix, are looked at")
+        if self.suggestion is not None:
+            lines.append(f"create_index({str(self.suggestion)!r}) would serve it")
+        return "\n".join(line for line in lines if line)
+
+
 class MetadataBackend(Closeable, ABC):
     """The index: holds entries, answers queries, never touches bytes.
 
     All methods may be called from several threads and processes at once; a forked child and a
-    pickled copy work. Entries are given in the order of their keys, by code point.
+    pickled copy work. What a query means is said by `blobstore.query`: each index gives the answers
+    of `Query.matcher` and `sort_key`.
     """
 
     inline_max_bytes: ClassVar[int] = 0
@@ -201,7 +251,11 @@ class MetadataBackend(Closeable, ABC):
 
     @abstractmethod
     def scan(self, query: Query) -> Iterator[Entry]:
-        """Entries that match, in the order of their keys, read page by page."""
+        """Entries that match, in the order of the query, read page by page.
+
+        Entries that others change or move meanwhile may be met in their old state or their new one;
+        all others are met once.
+        """
 
     def keys(self, query: Query) -> Iterator[str]:
         """Keys that match, in order."""
@@ -210,6 +264,51 @@ class MetadataBackend(Closeable, ABC):
     def count(self, query: Query) -> int:
         """How many entries match."""
         return sum(1 for _ in self.keys(query))
+
+    def tally(self, query: Query, fields: Sequence[Field]) -> Iterator[tuple[tuple[Any, ...], int]]:
+        """Combinations of values that entries have, and how many entries have each.
+
+        Parameters
+        ----------
+        query : Query
+            Which entries; its order and limit choose among them, and say nothing of the order of
+            the answer.
+        fields : sequence of Field
+
+        Yields
+        ------
+        values : tuple
+            The JSON value of each field, `MISSING` where there is none. A combination may come
+            more than once.
+        count : int
+        """
+        values = values_reader(fields)
+        return ((values(entry), 1) for entry in self.scan(query))
+
+    def create_index(self, field: Field) -> FieldIndex:
+        """Make conditions on a field, and orders by it, quick. An index that exists stays.
+
+        Raises
+        ------
+        NotSupportedError
+            This backend has none, or not on such a field.
+        """
+        raise NotSupportedError(
+            f"{type(self).__name__} keeps no indexes on fields: for more entries than it can look "
+            "through quickly, keep the store's index in a SqlBackend"
+        )
+
+    def drop_index(self, field: Field) -> bool:
+        """Remove the index on a field; False if there is none."""
+        return False
+
+    def indexes(self) -> list[FieldIndex]:
+        """Indexes on fields of this store."""
+        return []
+
+    def explain(self, query: Query) -> Explanation:
+        """Tell how `scan` would find its answer."""
+        return Explanation("scan", "")
 
     @abstractmethod
     def find_digests(self, digests: Iterable[str]) -> dict[str, Blob]:

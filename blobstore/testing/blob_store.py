@@ -48,6 +48,7 @@ from blobstore.errors import (
 )
 from blobstore.keys import is_location
 from blobstore.store import BlobStore
+from blobstore.testing.store_queries import StoreQueries
 
 ODD_KEYS = [
     "a", "A", "a/b", "ab", "a b", "a/../b", "..", ".", "/", "../escape", "/absolute", "a//b", "a/",
@@ -124,7 +125,7 @@ def assert_same(found: Any, wanted: Any) -> None:
         assert found == wanted
 
 
-class BlobStoreSuite:
+class BlobStoreSuite(StoreQueries):
     """Tests of a BlobStore; subclass it and write `make_store`.
 
     Attributes
@@ -425,7 +426,7 @@ class BlobStoreSuite:
         for prefix in ["", "a", "a%", "a_", "A", "b", "b*", "b[", "%", "*", "\u00e9", "\U0001f389"]:
             wanted = sorted(key for key in keys if key.startswith(prefix))
             assert store.list(prefix=prefix) == wanted
-            assert store.count(prefix) == len(wanted)
+            assert store.count(prefix=prefix) == len(wanted)
         assert store.list(None) == store.list("") == [*store]
 
     def test_changing_the_store_while_iterating(self, store: BlobStore) -> None:
@@ -615,6 +616,10 @@ class BlobStoreSuite:
             lambda: store.exists("k"),
             lambda: store.get_metadata("k"),
             lambda: store.update_metadata("k", {}),
+            lambda: store.query("x = 1"),
+            lambda: store.best("x"),
+            lambda: store.update_many("x = 1", {}),
+            store.to_frame,
             store.clear,
             store.verify,
             store.gc,

@@ -1,7 +1,7 @@
 """What an index has to do, said as plainly as possible: the oracle for metadata backends.
 
 `Model` keeps two dictionaries and recomputes everything at each step. It shares no code with the
-backends, nor with `blobstore.query` and `blobstore.metadata`, so a mistake there shows as a
+backends, nor with what `blobstore.query` and `blobstore.metadata` do, so a mistake there shows as a
 difference. `ModelBackend` puts it behind the `MetadataBackend` interface, in one pickled file that
 every call reads and every change writes anew: useless at work, but good for testing tests.
 """
@@ -40,6 +40,7 @@ from blobstore.protocols import (
     Put,
 )
 from blobstore.query import Query
+from blobstore.testing.model_query import select
 
 
 @dataclass
@@ -116,15 +117,8 @@ class Model:
     # --- reading
 
     def find(self, query: Query) -> list[Entry]:
-        """Entries that match, in the order of their keys."""
-        found = [
-            entry
-            for key, entry in sorted(self.entries.items())
-            if key[: len(query.prefix)] == query.prefix
-            and (query.after is None or key > query.after)
-            and _has_all(json.loads(entry.metadata_text), query.equal)
-        ]
-        return found if query.limit is None else found[: query.limit]
+        """Entries that match, in order."""
+        return select(list(self.entries.values()), query)
 
     def live_by_digest(self) -> dict[str, Blob]:
         """Live blobs that have a digest."""
@@ -278,25 +272,6 @@ def _check_expected(entry: Entry | None, key: str, expected: Expected) -> None:
 
 def _references(entries: Mapping[str, Entry]) -> Counter[str]:
     return Counter(location for entry in entries.values() for location in entry.locations)
-
-
-def _has_all(metadata: Mapping[str, Any], equal: Mapping[str, Any]) -> bool:
-    """Compare by a canonical form, which is not how `blobstore.query` does it."""
-    return all(
-        name in metadata and _canonical(metadata[name]) == _canonical(value)
-        for name, value in equal.items()
-    )
-
-
-def _canonical(value: Any) -> Any:
-    """Name the type of each node, so that ``==`` of the result is the equality of JSON values."""
-    if isinstance(value, dict):
-        return ("object", {name: _canonical(item) for name, item in value.items()})
-    if isinstance(value, list | tuple):
-        return ("array", [_canonical(item) for item in value])
-    if isinstance(value, bool) or value is None:
-        return ("word", str(value))
-    return ("text" if isinstance(value, str) else "number", value)
 
 
 class ModelBackend(MetadataBackend):

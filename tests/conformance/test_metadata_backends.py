@@ -10,6 +10,7 @@ from blobstore.query import Query
 from blobstore.testing.metadata_backend import (
     MetadataBackendSuite,
     commit,
+    equal_to,
     make_blob,
     make_put,
     put,
@@ -47,7 +48,7 @@ class SqlSuite(MetadataBackendSuite):
             assert commit(two, make_put("k", mine, expected="absent")).condemned == ()
             assert commit(two, Delete("k")).condemned == (mine.location,)
             assert one.condemned() == []
-            assert list(one.keys(Query(equal={"v": 1}))) == ["k"]
+            assert list(one.keys(equal_to({"v": 1}))) == ["k"]
             assert one.store_id != two.store_id
 
     def test_a_namespace_is_there_again_after_reopening(self, place):

@@ -19,9 +19,10 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from blobstore.entry import Entry
 from blobstore.errors import ConflictError, KeyExistsError, KeyNotFoundError
 from blobstore.protocols import CommitResult, Copy, Delete, Put
-from blobstore.query import Query
+from blobstore.query import Query, parse_mapping
 from blobstore.testing.metadata_backend import make_blob, make_inline, make_patch, make_put
 from blobstore.testing.model import Model, ModelBackend
+from blobstore.testing.queries import queries
 
 REFUSALS = (ConflictError, KeyExistsError, KeyNotFoundError)
 
@@ -168,11 +169,20 @@ class IndexMachine(RuleBasedStateMachine):
         limit=st.one_of(st.none(), st.integers(0, 4)),
     )
     def query(self, handle, prefix, equal, after, limit):
-        backend, query = self.handle(handle), Query(prefix, equal, after, limit)
+        where = parse_mapping(equal, literal=True)
+        backend, query = self.handle(handle), Query(prefix, where, after=after, limit=limit)
         expected = self.model.find(query)
         assert [self.same_id(*pair) for pair in self.zipped(expected, backend.scan(query))] == (
             expected
         )
+        assert list(backend.keys(query)) == [entry.key for entry in expected]
+        assert backend.count(query) == len(expected)
+
+    @rule(handle=handles, data=st.data())
+    def ask(self, handle, data):
+        keyed = {key: entry.metadata for key, entry in self.model.entries.items()}
+        backend, query = self.handle(handle), data.draw(queries(keyed))
+        expected = self.model.find(query)
         assert list(backend.keys(query)) == [entry.key for entry in expected]
         assert backend.count(query) == len(expected)
 

@@ -31,6 +31,7 @@ from blobstore.errors import (
     IncompatibleStoreError,
     IntegrityError,
     InvalidInputError,
+    NotSupportedError,
     OutOfSpaceError,
     PermissionDeniedError,
     StorageError,
@@ -38,7 +39,8 @@ from blobstore.errors import (
 )
 from blobstore.keys import new_location, random_id
 from blobstore.protocols import Copy, Delete, Patch, Put
-from blobstore.query import Query
+from blobstore.query import F, Query, parse_order
+from blobstore.testing.metadata_backend import equal_to
 from blobstore.testing.model import Model
 
 TEXTS = [
@@ -886,7 +888,7 @@ def test_pages_add_up(backend, monkeypatch, limit, equal):
         *[put(k, metadata=json.dumps({"even": i % 2 == 0})) for i, k in enumerate(keys)],
     )
     expected = keys[::2] if equal else keys
-    query = Query(equal=equal, limit=limit)
+    query = equal_to(equal, limit=limit)
     assert list(backend.keys(query)) == expected[:limit]
     assert backend.count(query) == len(expected[:limit])
 
@@ -1132,3 +1134,24 @@ def test_a_fold_that_fails_leaves_the_commit_that_landed(folder, monkeypatch):
         assert backend.get("a").version == 1
     with opened(folder) as backend:
         assert backend.get("a").version == 1
+
+
+# --- queries
+
+
+def test_queries_are_explained(backend):
+    def told(query):
+        explanation = backend.explain(query)
+        return explanation.statement, explanation.plan, explanation.scans, explanation.suggestion
+
+    order = parse_order("-a")
+    assert told(Query("k")) == ("memory", "by key, from a sorted list", False, None)
+    assert told(Query(where=F("a") > 1)) == ("memory", "each entry is looked at", True, None)
+    sorted_plan = "each entry is looked at, then sorted in memory"
+    assert told(Query(order=order)) == ("memory", sorted_plan, True, None)
+    assert told(Query(order=order, limit=1))[1].endswith("the first ones are kept")
+
+
+def test_there_are_no_field_indexes(backend):
+    with pytest.raises(NotSupportedError, match=r"not on a\.b either: .* in memory .* SqlBackend"):
+        backend.create_index(F("a.b").field)

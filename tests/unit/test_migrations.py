@@ -13,7 +13,7 @@ from blobstore.backends.metadata import schema
 from blobstore.backends.metadata.dialects import APPLICATION_ID
 from blobstore.backends.metadata.sql import SqlBackend
 from blobstore.errors import IncompatibleStoreError, IntegrityError, StorageError
-from blobstore.query import Query
+from blobstore.query import F, Query
 from blobstore.testing.metadata_backend import make_blob, put
 
 VERSION_1 = f"""
@@ -84,7 +84,7 @@ def future(monkeypatch):
     def add_log(connection):
         connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS log (line TEXT)")
 
-    steps = [schema.Migration(2, add_owner), schema.Migration(3, add_log)]
+    steps = [schema.Migration(3, add_owner), schema.Migration(4, add_log)]
     monkeypatch.setattr(schema, "MIGRATIONS", [*schema.MIGRATIONS, *steps])
     monkeypatch.setattr("blobstore.backends.metadata.sql.MIGRATIONS", schema.MIGRATIONS)
     return steps
@@ -151,13 +151,42 @@ def test_store_of_version_1_is_read_and_written(old):
         assert backend.check() == []
 
 
+def test_metadata_that_databases_misread_is_respelled(old):
+    """Step 2, for what step 1 knew nothing of."""
+    texts = [r'{"n":"x\u0000y"}', '{"n":4.611686018427388e+18}', r'{"\u006e":1}', '{"n":[1e+22]}']
+    with raw(old) as connection:
+        for i, text in enumerate(texts):
+            connection.execute(
+                "INSERT INTO entries SELECT 100 + ?, namespace, 'k' || ?, version, commit_id,"
+                " handler, data_type, size, created_us, updated_us, signature, located, info, ?,"
+                " part_name, part_size, part_checksum, part_codec, part_handler,"
+                " part_format_version, part_digest, part_created_us, payload"
+                " FROM entries WHERE id = 7",
+                [i, i, text],
+            )
+    with opened(old) as backend:
+        assert ask(old, "SELECT searchable FROM entries WHERE key LIKE 'k%' ORDER BY key") == [
+            (r'{"n":"x\u0001y"}',),
+            ('{"n":4611686018427387904}',),
+            ('{"n":1}',),
+            (None,),
+        ]
+        for where, expected in [
+            (F("n").startswith("x\0"), ["k0"]),
+            (F("n") == 2**62, ["k1"]),
+            (F("n") == 1, ["a", "k2"]),
+            (F("n").contains(10**22), ["k3"]),
+        ]:
+            assert list(backend.keys(Query(where=where))) == expected
+
+
 def test_older_store_is_migrated_at_opening(old, future):
     with opened(old) as backend:
         assert [entry.key for entry in backend.scan(Query())] == ["a", "b"]
         assert backend.store_id == "0" * 31 + "1"
-        assert backend.stats()["schema_version"] == 3
+        assert backend.stats()["schema_version"] == 4
         put(backend, "c")
-    assert version(old) == [("3",)]
+    assert version(old) == [("4",)]
     assert ask(old, "SELECT owner FROM entries") == [("somebody",), ("somebody",), (None,)]
     assert ask(old, "SELECT * FROM log") == []
 
@@ -174,7 +203,7 @@ def test_version_0_takes_every_step(path, future):
     with opened(path) as backend:
         put(backend, "k")
         assert backend.check() == []
-    assert version(path) == [("3",)]
+    assert version(path) == [("4",)]
     assert ask(path, "SELECT owner FROM entries") == [(None,)]
 
 
@@ -201,7 +230,7 @@ def test_newer_store_is_refused_untouched(path, future, monkeypatch):
     monkeypatch.setattr("blobstore.backends.metadata.sql.MIGRATIONS", known)
     before = path.read_bytes()
     for readonly in (False, True):
-        with pytest.raises(IncompatibleStoreError, match=r"version 3.*upgrade"):
+        with pytest.raises(IncompatibleStoreError, match=r"version 4.*upgrade"):
             SqlBackend(path, readonly=readonly)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
@@ -219,7 +248,7 @@ def test_failing_step_leaves_the_store_as_it_was(old, future, monkeypatch):
         connection.exec_driver_sql("CREATE TABLE half (a)")
         connection.exec_driver_sql("SELECT * FROM nowhere")
 
-    steps = [*schema.MIGRATIONS, schema.Migration(4, fail)]
+    steps = [*schema.MIGRATIONS, schema.Migration(5, fail)]
     monkeypatch.setattr(schema, "MIGRATIONS", steps)
     monkeypatch.setattr("blobstore.backends.metadata.sql.MIGRATIONS", steps)
     before = shape(old)
@@ -253,7 +282,7 @@ def test_two_openers_migrate_once(old, future, monkeypatch):
         thread.start()
     for thread in threads:
         thread.join()
-    assert (errors, calls) == ([], [2, 3])
+    assert (errors, calls) == ([], [2, 3, 4])
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 
+from blobstore.backends.metadata.addressing import Addressing
 from blobstore.backends.metadata.server_pool import ServerPool
 from blobstore.backends.sqlite_pool import (  # the private ones for tests of forking
     _FORK_WAIT,  # noqa: F401
@@ -21,13 +23,18 @@ from blobstore.backends.sqlite_pool import (  # the private ones for tests of fo
 )
 from blobstore.errors import BlobStoreError
 
-__all__ = ["Dialect", "Insert", "Kept", "Outcome", "Pool", "ServerPool", "make_immortal", "opened"]
+__all__ = [
+    "BARE", "Dialect", "Insert", "Kept", "Outcome", "Pool", "ServerPool", "make_immortal", "opened",
+]  # fmt: skip
 
 Insert = sqlite_dialect.Insert | postgresql_dialect.Insert
 """An INSERT that can say what to do on a conflict."""
 
 Outcome = Literal["committed", "aborted", "running", "forgotten"]
 """What became of a transaction; "forgotten" where the server cannot tell, nor ever will."""
+
+BARE = {"literal_binds": True, "include_table": False}
+"""How SQLAlchemy is to compile what stands in a definition."""
 
 
 class Kept:
@@ -83,11 +90,21 @@ class Dialect(ABC):
         Which database, for messages; without any password.
     errors : tuple of exception types
         What its driver raises; given to `translate`.
+    fields : Addressing
+        How it reads fields of entries.
+    concurrently : str
+        What is put behind INDEX to make or drop one while others write. Where there is such a
+        word, that cannot be done in a transaction.
+    explaining : str
+        What is put before a statement to see its plan.
     """
 
     kind: ClassVar[str]
     errors: ClassVar[tuple[type[Exception], ...]]
     locks_rows: ClassVar[bool] = False
+    fields: ClassVar[Addressing]
+    concurrently: ClassVar[str] = ""
+    explaining: ClassVar[str] = "EXPLAIN"
     place: str
     address: str
 
@@ -151,6 +168,10 @@ class Dialect(ABC):
         """Turn a statement into text with parameters by position, in this order of names."""
 
     @abstractmethod
+    def spell(self, expression: sa.ColumnElement[Any]) -> str:
+        """Turn an expression that binds nothing into text, for a definition."""
+
+    @abstractmethod
     def among(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
         """Whether `column` is among the strings of one parameter, made by `strings`."""
 
@@ -158,14 +179,12 @@ class Dialect(ABC):
     def strings(self, values: Sequence[str]) -> object:
         """Make the parameter for `among`."""
 
-    @abstractmethod
-    def may_equal(
-        self, document: sa.ColumnElement[Any], name: str, value: Any
-    ) -> sa.ColumnElement[bool]:
-        """Whether the JSON object `document` may have `value` under `name`.
+    def holding_indexes(self, kept: Kept) -> AbstractContextManager[None]:
+        """Keep others from making and dropping indexes, where a transaction does not."""
+        return nullcontext()
 
-        True for every document that has it; it may be true for others, too.
-        """
+    def drop_broken(self, kept: Kept, name: str) -> None:
+        """Drop an index that somebody began to make, and did not finish."""
 
     @abstractmethod
     def translate(self, exc: Exception, what: str) -> BlobStoreError:

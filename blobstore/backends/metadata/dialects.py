@@ -21,8 +21,16 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import DBAPIError
 
-from blobstore.backends.metadata.connections import Dialect, Insert, Kept, make_immortal, opened
+from blobstore.backends.metadata.connections import (
+    BARE,
+    Dialect,
+    Insert,
+    Kept,
+    make_immortal,
+    opened,
+)
 from blobstore.backends.metadata.schema import migrate
+from blobstore.backends.metadata.sqlite_fields import SqliteAddressing
 from blobstore.backends.sqlite_files import (
     BUSY,
     DAMAGED,
@@ -136,6 +144,8 @@ class SqliteDialect(Dialect):
     """
 
     kind = "sqlite"
+    fields = SqliteAddressing()
+    explaining = "EXPLAIN QUERY PLAN"
     errors = (sqlite3.Error, DBAPIError)
 
     def __init__(self, path: str, *, fsync: bool, readonly: bool, timeout: float) -> None:
@@ -338,6 +348,10 @@ class SqliteDialect(Dialect):
             raise AssertionError(f"the parameters are {found}, not {order}, in {compiled}")
         return str(compiled)
 
+    def spell(self, expression: sa.ColumnElement[Any]) -> str:
+        """Turn an expression into text, with bare names of columns."""
+        return str(expression.compile(dialect=self._compiler, compile_kwargs=BARE))
+
     def among(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
         """Compare with the elements of a JSON array: one parameter, however many there are."""
         each = sa.func.json_each(sa.bindparam("b_" + name)).table_valued("value")
@@ -346,16 +360,6 @@ class SqliteDialect(Dialect):
     def strings(self, values: Sequence[str]) -> str:
         """Make a JSON array."""
         return json.dumps(values, ensure_ascii=False)
-
-    def may_equal(
-        self, document: sa.ColumnElement[Any], name: str, value: Any
-    ) -> sa.ColumnElement[bool]:
-        """Look through the names of the object with json_each, where no name is a path."""
-        if "\0" in name:  # SQLite's functions may end a text there
-            return sa.true()
-        each = sa.func.json_each(document).table_valued("key", "value", "type")
-        has = sa.exists().select_from(each).where(each.c.key == sa.literal(name, sa.Text))
-        return has.where(*_like(each.c.type, each.c.value, value))
 
     # understanding
 
@@ -421,29 +425,3 @@ class SqliteDialect(Dialect):
 def _code(exc: Exception) -> int:
     """SQLite's primary result code."""
     return error_code(getattr(exc, "orig", None) or exc) & 0xFF
-
-
-def _like(
-    kind: sa.ColumnElement[Any], stored: sa.ColumnElement[Any], value: Any
-) -> list[sa.ColumnElement[bool]]:
-    """Conditions that every JSON value equal to `value` meets."""
-    if value is None or isinstance(value, bool):
-        return [kind == {None: "null", True: "true", False: "false"}[value]]
-    if isinstance(value, str):
-        same = [] if "\0" in value else [stored == sa.literal(value, sa.Text)]
-        return [kind == "text", *same]
-    if isinstance(value, int | float):
-        return [kind.in_(["integer", "real"]), *_near(stored, value)]
-    return [kind == ("object" if isinstance(value, dict) else "array")]
-
-
-def _near(stored: sa.ColumnElement[Any], value: float) -> list[sa.ColumnElement[bool]]:
-    """A range: SQLite makes floats of large integers, and may parse a float an ulp off."""
-    try:
-        middle = float(value)
-    except OverflowError:
-        return []
-    slack = abs(middle) * 1e-12 + 1e-300
-    return [
-        stored.between(sa.literal(middle - slack, sa.Double), sa.literal(middle + slack, sa.Double))
-    ]

@@ -23,14 +23,16 @@ The whole index is held in memory and read at opening: it is made for small stor
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import re
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,14 +60,24 @@ from blobstore.errors import (
     IncompatibleStoreError,
     IntegrityError,
     InvalidInputError,
+    NotSupportedError,
     PermissionDeniedError,
     StorageError,
     UnavailableError,
     from_os_error,
 )
 from blobstore.keys import random_id
-from blobstore.protocols import CommitResult, Copy, Delete, MetadataBackend, Operation, Put
-from blobstore.query import Query, matches_metadata
+from blobstore.protocols import (
+    CommitResult,
+    Copy,
+    Delete,
+    Explanation,
+    FieldIndex,
+    MetadataBackend,
+    Operation,
+    Put,
+)
+from blobstore.query import Field, Query, matcher, sort_key
 
 _SNAPSHOT = "cache_metadata.json"
 _TEMPORARY = "cache_metadata.json.tmp"
@@ -216,25 +228,29 @@ class JsonBackend(MetadataBackend):
             return {key: entries[key] for key in wanted if key in entries}
 
     def scan(self, query: Query) -> Iterator[Entry]:
-        """Entries that match, in the order of their keys; each page is of one moment."""
+        """Entries that match, in order; each page is of one moment.
+
+        By key they are read as they are asked for. In another order all of them are looked at
+        first, and with a limit never more than so many are kept.
+        """
         limit = query.limit
         if limit is not None and limit <= 0:
             self._check_open()
             return iter(())
-        size = _PAGE if query.equal or limit is None else min(_PAGE, limit)
-        return self._scan(query, size, self._page(query.prefix, query.after, size))
+        if query.order:
+            every = Query(query.prefix)
+            found = filter(query.matcher(), self._scan(every, _PAGE, self._first(every, _PAGE)))
+            return _sorted(found, sort_key(query.order), limit)
+        size = _PAGE if query.where is not None or limit is None else min(_PAGE, limit)
+        page = self._first(query, size)
+        return islice(filter(matcher(query.where), self._scan(query, size, page)), limit)
+
+    def _first(self, query: Query, size: int) -> list[Entry]:
+        return self._page(query.prefix, query.after_key, size)
 
     def _scan(self, query: Query, size: int, page: list[Entry]) -> Iterator[Entry]:
-        left = query.limit
         while page:
-            for entry in page:
-                if query.equal and not matches_metadata(query.equal, entry.metadata_text):
-                    continue
-                yield entry
-                if left is not None:
-                    left -= 1
-                    if left == 0:
-                        return
+            yield from page
             if len(page) < size:
                 return
             page = self._page(query.prefix, page[-1].key, size)
@@ -244,12 +260,30 @@ class JsonBackend(MetadataBackend):
             return self._view().page(prefix, after, size)
 
     def count(self, query: Query) -> int:
-        """How many entries match; without a filter on metadata none is looked at."""
-        if query.equal:
+        """How many entries match; without a condition or an order none is looked at."""
+        if query.where is not None or query.order:
             return super().count(query)
         with self._mutex:
-            found = self._view().count(query.prefix, query.after)
+            found = self._view().count(query.prefix, query.after_key)
         return found if query.limit is None else max(0, min(found, query.limit))
+
+    def create_index(self, field: Field) -> FieldIndex:
+        """Raise NotSupportedError: all entries are in memory, and each query looks through them."""
+        self._check_open()
+        raise NotSupportedError(
+            f"JsonBackend keeps no indexes, not on {field} either: it holds all entries in memory "
+            "and looks through them. Where that is too slow, keep the store's index in a "
+            "SqlBackend (a SQLite file, or PostgreSQL)"
+        )
+
+    def explain(self, query: Query) -> Explanation:
+        """Tell how `scan` finds its answer: always in memory, and always in the same way."""
+        self._check_open()
+        selective = query.where is not None or bool(query.order)
+        steps = ["by key, from a sorted list" if not selective else "each entry is looked at"]
+        if query.order:
+            steps.append("sorted in memory" if query.limit is None else "the first ones are kept")
+        return Explanation("memory", ", then ".join(steps), scans=selective)
 
     def find_digests(self, digests: Iterable[str]) -> dict[str, Blob]:
         """Live blobs by digest."""
@@ -662,6 +696,13 @@ class JsonBackend(MetadataBackend):
 
 
 # --- files ---------------------------------------------------------------------------------------
+
+
+def _sorted(
+    found: Iterable[Entry], key: Callable[[Entry], Any], limit: int | None
+) -> Iterator[Entry]:
+    """Sort at the first step, not before: nobody may ask for it."""
+    yield from sorted(found, key=key) if limit is None else heapq.nsmallest(limit, found, key)
 
 
 def _signature(facts: os.stat_result) -> _Signature:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import select
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Self, TypeVar, cast
 
 import psycopg
@@ -19,6 +18,7 @@ from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.exc import DBAPIError
 
 from blobstore.backends.metadata.connections import (
+    BARE,
     Dialect,
     Insert,
     Kept,
@@ -27,6 +27,7 @@ from blobstore.backends.metadata.connections import (
     make_immortal,
 )
 from blobstore.backends.metadata.postgres_errors import is_transient, translated
+from blobstore.backends.metadata.postgres_fields import PostgresAddressing
 from blobstore.backends.metadata.schema import migrate, tables
 from blobstore.errors import (
     BlobStoreError,
@@ -34,6 +35,7 @@ from blobstore.errors import (
     IncompatibleStoreError,
     NotSupportedError,
     StorageError,
+    UnavailableError,
 )
 
 R = TypeVar("R")
@@ -44,6 +46,8 @@ MARK = "An index of blobstore. Do not change this comment: it is how blobstore k
 _OLDEST = 13
 _LOCK = 0x626C6F62
 """Of PostgreSQL's advisory locks, the one for making and migrating tables: the letters "blob"."""
+_INDEX_LOCK = _LOCK + 1
+"""The one for making and dropping indexes on fields."""
 
 _POOL_SIZE = 10
 _POOL_SIZE_IN_URL = "blobstore_pool_size"
@@ -200,6 +204,8 @@ class PostgresDialect(Dialect):
     """
 
     kind = "postgresql"
+    fields = PostgresAddressing()
+    concurrently = "CONCURRENTLY"
     errors = (psycopg.Error, DBAPIError)
     locks_rows = True
 
@@ -424,6 +430,10 @@ class PostgresDialect(Dialect):
             raise AssertionError(f"the parameters are {found}, not {order}, in {compiled}")
         return str(compiled)
 
+    def spell(self, expression: sa.ColumnElement[Any]) -> str:
+        """Turn an expression into text, with bare names of columns."""
+        return str(expression.compile(dialect=self._compiler, compile_kwargs=BARE))
+
     def among(self, column: sa.ColumnElement[Any], name: str) -> sa.ColumnElement[bool]:
         """Compare with the elements of an array."""
         names: sa.BindParameter[Any] = sa.bindparam("b_" + name, type_=sa.ARRAY(sa.Text))
@@ -433,18 +443,31 @@ class PostgresDialect(Dialect):
         """Make an array."""
         return list(values)
 
-    def may_equal(
-        self, document: sa.ColumnElement[Any], name: str, value: Any
-    ) -> sa.ColumnElement[bool]:
-        """Ask the searchable copy of the metadata for what contains this name and value."""
-        if not _is_exact(name):
-            return sa.true()
-        searchable: sa.ColumnElement[Any] = sa.literal_column("entries.metadata_json")
-        if _is_exact(value):
-            wanted = json.dumps({name: value}, ensure_ascii=False, allow_nan=False)
-            return searchable.op("@>")(sa.cast(sa.literal(wanted, sa.Text), _Jsonb))
-        kind = sa.func.jsonb_typeof(searchable.op("->")(sa.literal(name, sa.Text)))
-        return kind == _JSON_TYPES[type(value)]
+    @contextlib.contextmanager
+    def holding_indexes(self, kept: Kept) -> Iterator[None]:
+        """Hold a lock of the session.
+
+        It is asked for time and again: one who waits for it in a statement is waited for by one
+        who makes an index.
+        """
+        deadline = time.monotonic() + self._timeout
+        while not kept.driver.execute(_TRY_LOCK, (_INDEX_LOCK,)).fetchone()[0]:
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"another process makes an index in {self.place}, and has not finished in "
+                    f"{self._timeout:g} s: try again later"
+                )
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(*self.errors):  # a broken connection has lost it anyway
+                kept.driver.execute("SELECT pg_advisory_unlock(%s)", (_INDEX_LOCK,))
+
+    def drop_broken(self, kept: Kept, name: str) -> None:
+        """Drop an index that is not valid: nobody else can be making it now."""
+        if kept.driver.execute(_BROKEN, (name,)).fetchone() is not None:
+            kept.driver.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {name}")
 
     # understanding
 
@@ -476,15 +499,6 @@ class PostgresDialect(Dialect):
         return {"bytes": int(size), "server_version": kept.driver.info.server_version}
 
 
-class _Jsonb(sa.types.UserDefinedType[Any]):
-    """JSONB whose values are given as text."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        return "JSONB"
-
-
 _SETTINGS = """
     SELECT set_config('synchronous_commit', CASE
             WHEN %(fsync)s AND current_setting('synchronous_commit') = 'off' THEN 'on'
@@ -510,37 +524,17 @@ _INVALID = """
     WHERE i.indrelid IN (SELECT name::regclass FROM unnest(%s::text[]) name)
         AND NOT (i.indisvalid AND i.indisready)
 """
+_TRY_LOCK = "SELECT pg_try_advisory_lock(%s)"
+_BROKEN = """
+    SELECT FROM pg_catalog.pg_index i WHERE i.indexrelid = to_regclass(%s)
+        AND NOT (i.indisvalid AND i.indisready)
+"""
 _SIZE = "SELECT sum(pg_total_relation_size(name::regclass)) FROM unnest(%s::text[]) name"
 _OUTCOMES: dict[str | None, Outcome] = {
     "committed": "committed",
     "aborted": "aborted",
     "in progress": "running",
 }
-_JSON_TYPES = {
-    str: "string",
-    int: "number",
-    float: "number",
-    list: "array",
-    dict: "object",
-}
-_EXACT_NUMBER = 2**53
-
-
-def _is_exact(value: Any) -> bool:
-    """Whether a JSON value equals another just if PostgreSQL says so of their texts.
-
-    Numbers that are beyond the precision of floats may be equal and yet be written differently.
-    Texts with a NUL are kept with another character in its place.
-    """
-    if isinstance(value, str):
-        return "\0" not in value and "u0000" not in value
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return -_EXACT_NUMBER < value < _EXACT_NUMBER
-    if isinstance(value, list):
-        return all(map(_is_exact, value))
-    if isinstance(value, dict):
-        return all(map(_is_exact, value)) and all(map(_is_exact, value.values()))
-    return True
 
 
 def _split_pool_size(url: sa.URL) -> tuple[int, sa.URL]:

@@ -15,6 +15,7 @@ from typing import Any, cast
 import sqlalchemy as sa
 
 from blobstore.backends.metadata.connections import Dialect
+from blobstore.backends.metadata.respelling import respelled
 from blobstore.entry import Blob, Entry, EntryDraft, Part
 from blobstore.errors import IncompatibleStoreError, IntegrityError
 from blobstore.keys import random_id
@@ -66,9 +67,22 @@ entries = sa.Table(
     sa.Column("part_digest", sa.Text),
     sa.Column("part_created_us", sa.BigInteger),
     sa.Column("payload", sa.LargeBinary),
+    # The metadata in the spelling that databases read exactly, where its own is not (`respelled`).
+    sa.Column("searchable", sa.Text),
     sa.UniqueConstraint("namespace", "key"),
     sqlite_autoincrement=True,
 )
+
+system_columns: dict[str, sa.ColumnElement[Any]] = {
+    "id": entries.c.id,
+    "version": entries.c.version,
+    "size": entries.c.size,
+    "data_type": entries.c.data_type,
+    "handler": entries.c.handler,
+    "created_at": entries.c.created_us,
+    "updated_at": entries.c.updated_us,
+}
+"""What an entry has of its own but the key, under the names that queries use."""
 
 parts = sa.Table(
     "parts",
@@ -121,13 +135,12 @@ sa.Index(
     postgresql_where=CONDEMNED,
 )
 
-# PostgreSQL keeps the metadata once more, in a form that it can search. That form has no character
-# NUL, so another stands for it: what is found has to be compared with the text anyway.
-_SEARCHABLE = (
-    r"ALTER TABLE entries ADD COLUMN metadata_json JSONB GENERATED ALWAYS AS (CAST(replace(metadata, '\u0000', '\u2400') AS JSONB)) STORED",
+# PostgreSQL keeps the metadata once more, in a form that it can search.
+_JSON_COPY = (
+    "ALTER TABLE entries ADD COLUMN metadata_json JSONB GENERATED ALWAYS AS (CAST(coalesce(searchable, metadata) AS JSONB)) STORED",
     "CREATE INDEX entries_by_metadata ON entries USING gin (metadata_json jsonb_path_ops)",
 )
-for _statement in _SEARCHABLE:
+for _statement in _JSON_COPY:
     _ddl = sa.DDL(_statement)  # type: ignore[no-untyped-call]
     sa.event.listen(entries, "after_create", _ddl.execute_if(dialect="postgresql"))
 
@@ -154,16 +167,37 @@ class Migration:
     apply: Callable[[sa.Connection], None]
 
 
-def add_column(connection: sa.Connection, table: str, column: sa.Column[Any]) -> None:
-    """Add a nullable column, unless it is there."""
+def add_column(connection: sa.Connection, table: str, column: sa.Column[Any]) -> bool:
+    """Add a nullable column, unless it is there; whether it was not."""
     if any(found["name"] == column.name for found in sa.inspect(connection).get_columns(table)):
-        return
+        return False
     quote = connection.dialect.identifier_preparer.quote
     kind = column.type.compile(connection.dialect)
     connection.exec_driver_sql(f"ALTER TABLE {quote(table)} ADD COLUMN {quote(column.name)} {kind}")
+    return True
 
 
-MIGRATIONS: list[Migration] = [Migration(1, tables.create_all)]
+def _add_searchable(connection: sa.Connection) -> None:
+    """Respell the metadata of entries that need it."""
+    if not add_column(connection, "entries", sa.Column("searchable", sa.Text)):
+        return
+    last = 0
+    read = sa.select(entries.c.id, entries.c.metadata).order_by(entries.c.id).limit(_MIGRATED)
+    change = (
+        entries.update()
+        .where(entries.c.id == sa.bindparam("of"))
+        .values(searchable=sa.bindparam("text"))
+    )
+    while rows := connection.execute(read.where(entries.c.id > last)).all():
+        last = rows[-1][0]
+        found = [{"of": id, "text": text} for id, old in rows if (text := respelled(old))]
+        if found:
+            connection.execute(change, found)
+
+
+_MIGRATED = 5000
+
+MIGRATIONS: list[Migration] = [Migration(1, tables.create_all), Migration(2, _add_searchable)]
 """In order of their numbers. Add a step for each change of the tables; never change an old one."""
 
 _VERSION = ("", "schema_version")
@@ -251,7 +285,7 @@ _PUT = (
     "namespace", "key", "commit_id", "handler", "data_type", "size", "created_us", "updated_us",
     "signature", "located", "info", "metadata", "part_name", "part_size", "part_checksum",
     "part_codec", "part_handler", "part_format_version", "part_digest", "part_created_us",
-    "payload",
+    "payload", "searchable",
 )  # fmt: skip
 """Parameters of the statements that write an entry, in order."""
 
@@ -312,12 +346,12 @@ def put_values(namespace: str, draft: EntryDraft, commit_id: str) -> tuple[Any, 
             namespace, draft.key, commit_id, draft.handler, draft.data_type, draft.size,
             draft.now_us, draft.now_us, draft.signature, 0, draft.info_text, draft.metadata_text,
             part.name, blob.size, blob.checksum, blob.codec, blob.handler, blob.format_version,
-            blob.digest, blob.created_us, part.payload,
+            blob.digest, blob.created_us, part.payload, respelled(draft.metadata_text),
         )  # fmt: skip
     return (
         namespace, draft.key, commit_id, draft.handler, draft.data_type, draft.size,
         draft.now_us, draft.now_us, draft.signature, len(found), draft.info_text,
-        draft.metadata_text, *(None,) * 9,
+        draft.metadata_text, *(None,) * 9, respelled(draft.metadata_text),
     )  # fmt: skip
 
 
@@ -443,7 +477,7 @@ class Statements:
         self.hold_entries = text(hold, ("namespace", "names"))
 
         by_id = entries.c.id == _bind("id")
-        names = ("version", "commit_id", "updated_us", "metadata")
+        names = ("version", "commit_id", "updated_us", "metadata", "searchable")
         patch = entries.update().values({name: _bind(name) for name in names})
         self.patch = text(patch.where(entries.c.id == _bind("entry_id")), (*names, "entry_id"))
         self.delete_entry = text(entries.delete().where(by_id), ("id",))

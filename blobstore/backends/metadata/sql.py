@@ -6,6 +6,7 @@ What is said once in SQL is said in `schema`, what differs between databases in 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import random
@@ -20,6 +21,7 @@ import sqlalchemy as sa
 
 from blobstore.backends.metadata.connections import Kept, Outcome
 from blobstore.backends.metadata.dialects import dialect_for, parse_url
+from blobstore.backends.metadata.field_indexes import FieldIndexes
 from blobstore.backends.metadata.schema import (
     COMMIT_ID,
     MIGRATIONS,
@@ -31,7 +33,6 @@ from blobstore.backends.metadata.schema import (
     drop_namespace,
     ensure_store_id,
     entries,
-    entry_columns,
     entry_of,
     migrate,
     namespace_of,
@@ -43,6 +44,7 @@ from blobstore.backends.metadata.schema import (
     stored,
     with_parts,
 )
+from blobstore.backends.metadata.searching import Search, storable
 from blobstore.backends.metadata.transaction import (
     CHUNK,
     AgainError,
@@ -62,19 +64,18 @@ from blobstore.errors import (
     StorageError,
     UnavailableError,
 )
-from blobstore.keys import successor
 from blobstore.protocols import (
     CommitResult,
+    Explanation,
+    FieldIndex,
     MetadataBackend,
     Operation,
     Put,
 )
-from blobstore.query import Query, matches_metadata
+from blobstore.query import Field, Query
 
 T = TypeVar("T")
 
-_PAGE = 500
-_KEY_PAGE = 5000
 _TRIES = 100
 _LOST = 3
 _ASKING = 10.0
@@ -257,7 +258,7 @@ class SqlBackend(MetadataBackend):
             # Read anew, so that the entry and its parts are of one time.
             rows = kept.execute(self._sql.get, asked).fetchall()
         except self._dialect.errors as exc:
-            if not _storable(key):
+            if not storable(key):
                 return None
             if not self._dialect.lost(kept):
                 raise self._dialect.translate(
@@ -275,98 +276,48 @@ class SqlBackend(MetadataBackend):
     def get_many(self, keys: Iterable[str]) -> dict[str, Entry]:
         """The entries of those keys that exist."""
         found: dict[str, Entry] = {}
-        for some in chunks(filter(_storable, keys), CHUNK):
+        for some in chunks(filter(storable, keys), CHUNK):
             rows = self._rows(self._sql.get_many, self._namespace, self._dialect.strings(some))
             found.update((entry.key, entry) for entry in entries_of(rows))
         return found
 
     def scan(self, query: Query) -> Iterator[Entry]:
-        """Entries that match, in the order of their keys, read page by page."""
-        head = [entries.c[column.name] for column in entries.columns]
-
-        def page(chosen: sa.Select[Any]) -> list[Entry]:
-            inner = chosen.with_only_columns(*head).subquery("page")
-            statement = (
-                sa.select(*entry_columns(inner))
-                .select_from(with_parts(inner))
-                .order_by(inner.c.key, parts.c.position)
-            )
-            rows = self._read(lambda kept: kept.connection.execute(statement).all(), "listing")
-            return list(entries_of(rows))
-
-        return self._pages(query, page, lambda e: (e.key, e.metadata_text), _PAGE)
+        """Entries that match, in the order of the query, read page by page."""
+        return self._search.scan(query)
 
     def keys(self, query: Query) -> Iterator[str]:
         """Keys that match, in order."""
-        wanted = [entries.c.key, *([entries.c.metadata] if query.equal else [])]
-
-        def page(chosen: sa.Select[Any]) -> list[Row]:
-            statement = chosen.with_only_columns(*wanted)
-            rows = self._read(lambda kept: kept.connection.execute(statement).all(), "listing")
-            return [tuple(row) for row in rows]
-
-        size = _PAGE if query.equal else _KEY_PAGE
-        return (row[0] for row in self._pages(query, page, lambda row: (row[0], row[-1]), size))
+        return self._search.keys(query)
 
     def count(self, query: Query) -> int:
         """How many entries match."""
-        if query.equal:
-            return sum(1 for _ in self.keys(query))
-        chosen = self._chosen(query, query.after)
-        if chosen is None:
-            return 0
-        statement = chosen.with_only_columns(sa.func.count())
-        total = self._read(
-            lambda kept: int(kept.connection.execute(statement).scalar_one()), "counting"
-        )
-        return total if query.limit is None else min(total, max(query.limit, 0))
+        return self._search.count(query)
 
-    def _pages(
-        self,
-        query: Query,
-        read: Callable[[sa.Select[Any]], list[T]],
-        facts: Callable[[T], tuple[str, str]],
-        size: int,
-    ) -> Iterator[T]:
-        """Read selected rows a page at a time, each going on above the last key of the one before.
+    def tally(self, query: Query, fields: Sequence[Field]) -> Iterator[tuple[tuple[Any, ...], int]]:
+        """Combinations of values that entries have, and how many entries have each."""
+        found = self._search.tally(query, fields)
+        return super().tally(query, fields) if found is None else found
 
-        `facts` tells the key and the metadata of what `read` gives.
-        """
-        after, left = query.after, query.limit
-        while left is None or left > 0:
-            # With a filter the database only narrows down, so a page may yield less than it reads.
-            count = size if left is None or query.equal else min(size, left)
-            chosen = self._chosen(query, after)
-            if chosen is None:
-                return
-            page = read(chosen.order_by(entries.c.key).limit(count))
-            for item in page:
-                if query.equal and not matches_metadata(query.equal, facts(item)[1]):
-                    continue
-                yield item
-                if left is not None:
-                    left -= 1
-                    if left == 0:
-                        return
-            if len(page) < count:
-                return
-            after = facts(page[-1])[0]
+    def explain(self, query: Query) -> Explanation:
+        """Tell how `scan` would find its answer."""
+        return self._search.explain(query)
 
-    def _chosen(self, query: Query, after: str | None) -> sa.Select[Any] | None:
-        """Select a superset of what matches, with all values bound; None if nothing can match."""
-        chosen = sa.select(entries.c.key).where(entries.c.namespace == self._namespace)
-        if query.prefix:
-            if not _storable(query.prefix):
-                return None
-            chosen = chosen.where(entries.c.key >= query.prefix)
-            end = successor(query.prefix)
-            if end is not None:
-                chosen = chosen.where(entries.c.key < end)
-        if after is not None:
-            chosen = chosen.where(_above(after))
-        for name, value in query.equal.items():
-            chosen = chosen.where(self._dialect.may_equal(entries.c.metadata, name, value))
-        return chosen
+    def create_index(self, field: Field) -> FieldIndex:
+        """Make conditions on a field, and orders by it, quick. An index that exists stays."""
+        return self._search.indexes.create(field)
+
+    def drop_index(self, field: Field) -> bool:
+        """Remove the index on a field; False if there is none."""
+        return self._search.indexes.drop(field)
+
+    def indexes(self) -> list[FieldIndex]:
+        """Indexes on fields of this store."""
+        return self._search.indexes.all()
+
+    @functools.cached_property
+    def _search(self) -> Search:
+        indexes = FieldIndexes(self._dialect, self._namespace, self._read, self._write)
+        return Search(self._dialect, self._namespace, indexes, self._read, self.get_many)
 
     # --- committing ------------------------------------------------------------------------------
 
@@ -439,7 +390,7 @@ class SqlBackend(MetadataBackend):
     def find_digests(self, digests: Iterable[str]) -> dict[str, Blob]:
         """Live blobs by digest: a hint, true at commit or reported there as missing."""
         found: dict[str, Blob] = {}
-        for some in chunks(filter(_storable, digests), CHUNK):
+        for some in chunks(filter(storable, digests), CHUNK):
             names = self._dialect.strings(some)
             rows = self._rows(self._sql.blobs_by_digest, names, self._namespace)
             found.update((str(blob.digest), blob) for blob in map(blob_of, rows))
@@ -455,7 +406,7 @@ class SqlBackend(MetadataBackend):
     def known(self, locations: Iterable[str]) -> set[str]:
         """Those of the locations that the index has a blob row for, in whatever state."""
         found: set[str] = set()
-        for some in chunks(filter(_storable, locations), CHUNK):
+        for some in chunks(filter(storable, locations), CHUNK):
             names = self._dialect.strings(some)
             found.update(row[0] for row in self._rows(self._sql.blobs_at, self._namespace, names))
         return found
@@ -795,31 +746,10 @@ def split_namespace(
 
 
 def _check_namespace(namespace: str) -> None:
-    if not namespace or not _storable(namespace) or len(namespace.encode()) > _LONGEST_NAMESPACE:
+    if not namespace or not storable(namespace) or len(namespace.encode()) > _LONGEST_NAMESPACE:
         raise InvalidInputError(
             f"a namespace is a str of 1 to {_LONGEST_NAMESPACE} bytes, not {namespace!r}"
         )
-
-
-def _storable(text: str) -> bool:
-    """Whether an index could hold the text; a lone surrogate and NUL are nowhere to be found."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text
-
-
-def _above(key: str) -> sa.ColumnElement[bool]:
-    """Whether an entry comes after `key` in the order of code points."""
-    # No key has a surrogate or NUL, so what is above a key with one is what is above all keys
-    # that start like it and go on with a surrogate, or with NUL.
-    for place, character in enumerate(key):
-        if character == "\0":
-            return entries.c.key > key[:place]
-        if "\ud800" <= character <= "\udfff":
-            return entries.c.key >= key[:place] + "\ue000"
-    return entries.c.key > key
 
 
 def _unknown(location: str, now_us: int) -> Blob:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from blobstore import metadata as _metadata
 from blobstore.backends.metadata.connections import Dialect, Kept
+from blobstore.backends.metadata.respelling import respelled
 from blobstore.backends.metadata.schema import (
     Row,
     Statements,
@@ -227,7 +228,9 @@ class Transaction:
             metadata_text=text,
             updated_us=operation.now_us,
         )
-        values = (entry.version, entry.commit_id, entry.updated_us, text, entry.id)
+        values = (
+            entry.version, entry.commit_id, entry.updated_us, text, respelled(text), entry.id,
+        )  # fmt: skip
         self._run(self._sql.patch, values)
         self._entries[operation.key] = entry
         return entry

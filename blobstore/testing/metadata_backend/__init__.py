@@ -26,6 +26,7 @@ _MODULES = [
     "lifecycle",
     "listing",
     "operations",
+    "queries",
 ]
 # Before they load: then failures of their assertions show the values.
 pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _MODULES))
@@ -36,6 +37,7 @@ from blobstore.testing.metadata_backend.blobs import (  # noqa: E402
 )
 from blobstore.testing.metadata_backend.build import (  # noqa: E402
     commit,
+    equal_to,
     make_blob,
     make_copy,
     make_inline,
@@ -73,10 +75,16 @@ from blobstore.testing.metadata_backend.operations import (  # noqa: E402
     PatchTests,
     PutTests,
 )
+from blobstore.testing.metadata_backend.queries import (  # noqa: E402
+    ConditionTests,
+    OrderTests,
+    QueryTests,
+)
 
 __all__ = [
     "MetadataBackendSuite",
     "commit",
+    "equal_to",
     "make_blob",
     "make_copy",
     "make_inline",
@@ -103,6 +111,9 @@ class MetadataBackendSuite(
     ListingTests,
     FilterTests,
     ExactnessTests,
+    ConditionTests,
+    OrderTests,
+    QueryTests,
     LifecycleTests,
     ThreadTests,
     ProcessTests,

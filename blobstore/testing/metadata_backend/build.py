@@ -21,7 +21,7 @@ from blobstore.protocols import (
     Patch,
     Put,
 )
-from blobstore.query import Query
+from blobstore.query import Query, parse_mapping
 
 ALL = Query()
 
@@ -109,6 +109,11 @@ def make_patch(
 def make_copy(source: str, target: str, **options: Any) -> Copy:
     """Build the operation that copies, or with ``move=True`` moves, an entry."""
     return Copy(source, target, **({"now_us": 3} | options))
+
+
+def equal_to(equal: Mapping[str, Any], **others: Any) -> Query:
+    """Build the query for entries whose metadata has these values under these literal names."""
+    return Query(where=parse_mapping(equal, literal=True), **others)
 
 
 def commit(backend: MetadataBackend, *operations: Operation) -> CommitResult:

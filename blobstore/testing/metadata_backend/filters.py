@@ -13,11 +13,11 @@ from blobstore import metadata as metadata_json
 from blobstore.protocols import (
     MetadataBackend,
 )
-from blobstore.query import Query
 from blobstore.testing.metadata_backend.build import (
     ALL,
     BackendFactory,
     commit,
+    equal_to,
     make_copy,
     make_patch,
     make_put,
@@ -117,7 +117,7 @@ class FilterTests(BackendFactory):
     def check_values(self, backend: MetadataBackend, keyed: Mapping[str, Any]) -> None:
         """Insist that each value selects the keys of its group."""
         for key, value in keyed.items():
-            query = Query(equal={"v": value})
+            query = equal_to({"v": value})
             expected = sorted(k for k in keyed if k[:3] == key[:3])
             assert list(backend.keys(query)) == expected, value
             assert [entry.key for entry in backend.scan(query)] == expected, value
@@ -132,46 +132,46 @@ class FilterTests(BackendFactory):
             make_put("list", metadata={"list": list(range(len(ODD_NAMES)))}),
         )
         for i, name in enumerate(ODD_NAMES):
-            assert list(backend.keys(Query(equal={name: i}))) == [f"k{i:03}"], name
+            assert list(backend.keys(equal_to({name: i}))) == [f"k{i:03}"], name
 
     def test_nested_names_are_not_reached_by_a_path(self, backend: MetadataBackend) -> None:
         """A dot in a name is a dot."""
         put(backend, "nested", metadata={"a": {"b": 1}, "l": [1]})
         put(backend, "dotted", metadata={"a.b": 1, "l[0]": 1})
-        assert list(backend.keys(Query(equal={"a.b": 1}))) == ["dotted"]
-        assert list(backend.keys(Query(equal={"l[0]": 1}))) == ["dotted"]
-        assert list(backend.keys(Query(equal={"a": {"b": 1}}))) == ["nested"]
+        assert list(backend.keys(equal_to({"a.b": 1}))) == ["dotted"]
+        assert list(backend.keys(equal_to({"l[0]": 1}))) == ["dotted"]
+        assert list(backend.keys(equal_to({"a": {"b": 1}}))) == ["nested"]
 
     def test_all_names_must_match(self, backend: MetadataBackend) -> None:
         """And not only one of them."""
         put(backend, "both", metadata={"a": 1, "b": [1], "c": 3})
         put(backend, "one", metadata={"a": 1, "b": [2]})
         put(backend, "less", metadata={"a": 1})
-        assert list(backend.keys(Query(equal={"a": 1, "b": [1]}))) == ["both"]
-        assert list(backend.keys(Query(equal={"a": 1}))) == ["both", "less", "one"]
-        assert backend.count(Query(equal={"a": 1, "b": [1], "c": 4})) == 0
+        assert list(backend.keys(equal_to({"a": 1, "b": [1]}))) == ["both"]
+        assert list(backend.keys(equal_to({"a": 1}))) == ["both", "less", "one"]
+        assert backend.count(equal_to({"a": 1, "b": [1], "c": 4})) == 0
 
     def test_none_is_a_value(self, backend: MetadataBackend) -> None:
         """An absent name does not equal None."""
         put(backend, "none", metadata={"a": None})
         put(backend, "absent", metadata={"b": None})
         put(backend, "empty")
-        assert list(backend.keys(Query(equal={"a": None}))) == ["none"]
+        assert list(backend.keys(equal_to({"a": None}))) == ["none"]
 
     def test_filters_follow_changes(self, backend: MetadataBackend) -> None:
         """Overwritten, patched, copied, deleted: what counts is the metadata now."""
         put(backend, "a", metadata={"v": 1})
         put(backend, "b", metadata={"v": 1})
         commit(backend, make_patch("a", {"v": 2}), make_copy("b", "c"), make_put("b"))
-        assert list(backend.keys(Query(equal={"v": 1}))) == ["c"]
-        assert list(backend.keys(Query(equal={"v": 2}))) == ["a"]
+        assert list(backend.keys(equal_to({"v": 1}))) == ["c"]
+        assert list(backend.keys(equal_to({"v": 2}))) == ["a"]
 
     def test_many_conditions(self, backend: MetadataBackend) -> None:
         """A filter may have more names than a statement of most databases has terms."""
         names = {f"n{i}": i for i in range(300)}
         put(backend, "all", metadata=names)
         put(backend, "but one", metadata=names | {"n299": -1})
-        assert list(backend.keys(Query(equal=names))) == ["all"]
+        assert list(backend.keys(equal_to(names))) == ["all"]
 
 
 class ExactnessTests(BackendFactory):
@@ -227,7 +227,7 @@ class ExactnessTests(BackendFactory):
             put(backend, "k", metadata=deep)
         with self.opened(place) as backend:
             assert stored(backend, "k").metadata == deep
-            assert list(backend.keys(Query(equal=deep))) == ["k"]
+            assert list(backend.keys(equal_to(deep))) == ["k"]
 
     def test_large_metadata(self, place: Path) -> None:
         """A megabyte of text is text."""

@@ -19,11 +19,11 @@ from blobstore.protocols import (
     Delete,
     MetadataBackend,
 )
-from blobstore.query import Query
 from blobstore.testing.metadata_backend.build import (
     ALL,
     BackendFactory,
     commit,
+    equal_to,
     make_blob,
     make_copy,
     make_inline,
@@ -161,7 +161,7 @@ class LifecycleTests(BackendFactory):
             before, store_id = snapshot(backend), backend.store_id
             with self.opened(place, readonly=True) as reader:
                 assert (snapshot(reader), reader.store_id) == (before, store_id)
-                assert list(reader.keys(Query(equal={"v": 1}))) == ["a"]
+                assert list(reader.keys(equal_to({"v": 1}))) == ["a"]
                 assert list(reader.find_digests(["d"])) == ["d"]
                 assert reader.check() == []
                 put(backend, "b")

@@ -17,6 +17,7 @@ from blobstore.testing.metadata_backend.build import (
     ALL,
     BackendFactory,
     commit,
+    equal_to,
     make_patch,
     make_put,
     stored,
@@ -143,7 +144,7 @@ class ListingTests(BackendFactory):
     def test_limit_counts_matches(self, backend: MetadataBackend) -> None:
         """Entries that the filter drops do not use up the limit."""
         commit(backend, *(make_put(f"k{i:03}", metadata={"odd": i % 2 == 1}) for i in range(100)))
-        query = Query(equal={"odd": True}, after="k010", limit=3)
+        query = equal_to({"odd": True}, after="k010", limit=3)
         assert list(backend.keys(query)) == ["k011", "k013", "k015"]
         assert [entry.key for entry in backend.scan(query)] == ["k011", "k013", "k015"]
 
