@@ -291,7 +291,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         selected = sorted(k for k, row in self.rows.items() if k.startswith(prefix) and fits(row))
         assert self.store(handle).list(prefix, wanted) == selected
-        assert self.store(handle).count(prefix, wanted) == len(selected)
+        assert self.store(handle).count(prefix=prefix, metadata_filter=wanted) == len(selected)
 
     # --- life ---
 
