@@ -20,8 +20,8 @@ from blobstore.query.tree import And, Not, Or
 from blobstore.query.values import MISSING
 from blobstore.testing.metadata_backend import make_put
 
-EXAMPLES = max(settings.default.max_examples // 3, 10)
-QUERIES = 15
+EXAMPLES = max(settings.default.max_examples // 4, 10)
+QUERIES = 12
 
 NUMBERS = [
     *(0, 1, -1, 1.0, -0.0, 0.1, 1.5, 2, 2.5, 7, 5e-324, 1.7976931348623157e308),

@@ -65,9 +65,18 @@ _RANK = (
     f"CASE {_TYPE} WHEN 'number' THEN {NUMBER} WHEN 'string' THEN {TEXT}"
     f" WHEN 'boolean' THEN {BOOLEAN} ELSE {OTHER} END"
 )
+_IS_TRUE = f"CASE {_AS_TEXT} WHEN 'true' THEN 1 ELSE 0 END"
 _NUMBER = (
-    f"CASE {_TYPE} WHEN 'number' THEN CAST({_AS_TEXT} AS NUMERIC)"
-    f" WHEN 'boolean' THEN CASE {_AS_TEXT} WHEN 'true' THEN 1 ELSE 0 END END"
+    f"CASE {_TYPE} WHEN 'number' THEN CAST({{json}} AS NUMERIC) WHEN 'boolean' THEN {_IS_TRUE} END"
+)
+# The same in other words, which no index has: PostgreSQL keeps no statistics of indexes on part of
+# a table, and would take the index of a field where it is not the best thing to go by.
+_RANK_UNINDEXED = (
+    f"CASE {_TYPE} WHEN 'string' THEN {TEXT} WHEN 'number' THEN {NUMBER}"
+    f" WHEN 'boolean' THEN {BOOLEAN} ELSE {OTHER} END"
+)
+_NUMBER_UNINDEXED = (
+    f"CASE {_TYPE} WHEN 'boolean' THEN {_IS_TRUE} WHEN 'number' THEN CAST({{json}} AS NUMERIC) END"
 )
 _TEXT = f"(CASE {_TYPE} WHEN 'string' THEN {_AS_TEXT} END COLLATE \"C\")"
 _SHORTENED = f"(CASE {_TYPE} WHEN 'string' THEN left({_AS_TEXT}, {_SHORT}) END COLLATE \"C\")"
@@ -162,11 +171,11 @@ class PostgresField(_PostgresTerms):
     @cached_property
     def rank(self) -> Column:  # type: ignore[override]
         """By its JSON type."""
-        return self._reading(_RANK)
+        return self._reading(_RANK if self._indexed else _RANK_UNINDEXED)
 
     @cached_property
     def _number(self) -> Column:  # type: ignore[override]
-        return self._reading(_NUMBER)
+        return self._reading(_NUMBER if self._indexed else _NUMBER_UNINDEXED)
 
     @cached_property
     def _text(self) -> Column:  # type: ignore[override]

@@ -57,7 +57,7 @@ _GROWTH = 8
 _LONGEST_PAGE = 65_536
 """Where each page means to sort everything that is left, pages grow up to this."""
 
-_FEW = 5000
+_FEW = 2000
 """So many entries are better found by an index, and sorted, than looked for in their order."""
 
 _KEY = Field(("key",), system=True)
@@ -125,13 +125,15 @@ class Plan:
         conditions = () if at is None else (behind(self.levels, at, above),)
         yield Segment(conditions, order_columns(self.levels, key))
 
-    def statement(self, segment: Segment, limit: int) -> sa.Select[Any]:
-        """Select the rows of a segment, and what tells their place."""
+    def statement(self, segment: Segment, limit: int, *, lean: bool = False) -> sa.Select[Any]:
+        """Select the rows of a segment, and what tells their place.
+
+        If `lean`, without id and version: the key alone may stand in an index.
+        """
         condition = self.condition
         sure = number(1) if condition.exact else condition.must
-        columns = [
-            entries.c.id,
-            entries.c.version,
+        columns: list[Column] = [
+            *([number(0), number(0)] if lean else [entries.c.id, entries.c.version]),
             entries.c.key,
             sure,
             *itertools.chain.from_iterable(level.selected() for level in self.levels),
@@ -207,7 +209,9 @@ class Search:
             return (entry.key for entry in self.scan(query))
         plan = self._plan(query)
         found = (
-            row.key for page in self._pages(plan, _KEY_PAGE) for row in self._confirmed(query, page)
+            row.key
+            for page in self._pages(plan, _KEY_PAGE, lean=True)
+            for row in self._confirmed(query, page)
         )
         return itertools.islice(found, _limit(query))
 
@@ -309,13 +313,15 @@ class Search:
             for start in range(0, len(page), _PAGE):
                 yield from self._read_entries(query, page[start : start + _PAGE])
 
-    def _pages(self, plan: Plan | None, first: int) -> Iterator[list[Row]]:
+    def _pages(self, plan: Plan | None, first: int, *, lean: bool = False) -> Iterator[list[Row]]:
         """Read rows a page at a time, each going on behind the last one of the page before."""
         if plan is None or _limit(plan.query) == 0:
             return
         at = plan.start()
         for size in plan.page_sizes(first):
-            found, last = self.read(partial(_page, plan=plan, at=at, size=size), "listing")
+            found, last = self.read(
+                partial(_page, plan=plan, at=at, size=size, lean=lean), "listing"
+            )
             if found:
                 yield found
             if len(found) < size:
@@ -512,12 +518,14 @@ def _all(kept: Kept, statement: sa.Select[Any]) -> Sequence[Any]:
     return kept.connection.execute(statement).all()
 
 
-def _page(kept: Kept, plan: Plan, at: At | None, size: int) -> tuple[list[Row], Sequence[Any]]:
+def _page(
+    kept: Kept, plan: Plan, at: At | None, size: int, *, lean: bool
+) -> tuple[list[Row], Sequence[Any]]:
     """Read rows, and the last of them with what tells its place."""
     rows: list[Row] = []
     last: Sequence[Any] = ()
     for segment in plan.segments(at):
-        for found in kept.connection.execute(plan.statement(segment, size - len(rows))):
+        for found in kept.connection.execute(plan.statement(segment, size - len(rows), lean=lean)):
             rows.append(Row(found[0], found[1], found[2], bool(found[3])))
             last = found
         if len(rows) == size:

@@ -65,7 +65,9 @@ def narrows(expression: Expression) -> bool:
         case Compare(_, op, value):
             return op != "=" or rank(value) != OTHER if op != "!=" else False
         case Among(_, values, negated):
-            return not negated and all(rank(value) != OTHER for value in values)
+            # An index has numbers and texts in different places, and goes to one.
+            ranks = set(map(rank, values))
+            return not negated and ranks in ({NUMBER}, {TEXT})
         case StartsWith():
             return True
     return False
@@ -143,16 +145,20 @@ def _differs(located: Located, values: Iterable[Any], others: Condition) -> Cond
 def _among(located: Located, values: Iterable[Any]) -> Condition:
     """Equal to one of the values: numbers and texts by one condition each."""
     found: list[Condition] = []
-    several: dict[tuple[int, bool], list[Any]] = {}
+    several: dict[int, list[tuple[Any, bool]]] = {}
     for value in values:
         level, place = order_place(value)
         if level in (NUMBER, TEXT):
-            several.setdefault((level, is_exact(value)), []).append(place)
+            several.setdefault(level, []).append((place, is_exact(value)))
         else:
             found.append(located.equal(value))
-    for (level, certain), places in several.items():
-        may = located.among(level, places)
-        found.append(exact(may) if certain else Condition(may, FALSE))
+    for level, places in several.items():
+        may = located.among(level, [place for place, _ in places])
+        certain = [place for place, sure in places if sure]
+        if len(certain) == len(places):
+            found.append(exact(may))
+        else:
+            found.append(Condition(may, located.among(level, certain) if certain else FALSE))
     return _joined(sa.or_, FALSE, found)
 
 
