@@ -298,6 +298,8 @@ handler_classes: Registry[Handler] = Registry(
     {
         "numpy": "blobstore.handlers.numpy:NumpyHandler",
         "pandas": "blobstore.handlers.pandas:PandasHandler",
+        "arrow": "blobstore.handlers.arrow_tables:ArrowHandler",
+        "polars": "blobstore.handlers.polars:PolarsHandler",
         "bytes": "blobstore.handlers.text:BytesHandler",
         "bytearray": "blobstore.handlers.text:BytearrayHandler",
         "str": "blobstore.handlers.text:StrHandler",
@@ -313,6 +315,12 @@ _BUILTIN_TYPES: dict[str, tuple[str, ...]] = {
     "pandas.Series": ("pandas",),
     "pandas.core.frame.DataFrame": ("pandas",),
     "pandas.core.series.Series": ("pandas",),
+    "pyarrow.lib.Table": ("arrow",),
+    "pyarrow.lib.RecordBatch": ("arrow",),
+    "pyarrow.lib.ChunkedArray": ("arrow",),
+    "polars.dataframe.frame.DataFrame": ("polars",),
+    "polars.lazyframe.frame.LazyFrame": ("polars",),
+    "polars.series.series.Series": ("polars",),
     "builtins.bytes": ("bytes",),
     "builtins.bytearray": ("bytearray",),
     "builtins.str": ("str",),
@@ -320,6 +328,11 @@ _BUILTIN_TYPES: dict[str, tuple[str, ...]] = {
     "blobstore.handlers.file.LocalFile": ("file",),
 }
 """Exact type -> built-in handlers to ask, so that no handler is imported to find out."""
+
+_BUILTIN_BASES: dict[str, tuple[str, ...]] = {
+    "pyarrow.lib.Array": ("arrow",),
+}
+"""The same of types whose subclasses are meant too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,12 +439,35 @@ class HandlerSet:
         return usable
 
     def _find(self, cls: type) -> tuple[Handler, ...]:
-        name = f"{cls.__module__}.{cls.__qualname__}"
+        name, bases = _name_of(cls), base_names(cls)
         offered = self._offered()
         rivals = [
             handler
             for handler in (*self._own, *offered)
-            if name in handler.type_names or "*" in handler.type_names
+            if name in handler.type_names
+            or "*" in handler.type_names
+            or not bases.isdisjoint(handler.base_names)
         ]
-        builtin = [self.by_name(n) for n in (*_BUILTIN_TYPES.get(name, ()), "pickle")]
+        listed = [*_BUILTIN_TYPES.get(name, ())]
+        for base, names in _BUILTIN_BASES.items():
+            listed += names if base in bases else ()
+        builtin = [self.by_name(n) for n in dict.fromkeys((*listed, "pickle"))]
         return tuple(sorted((*rivals, *builtin), key=lambda handler: -handler.priority))
+
+
+def _name_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def base_names(cls: type) -> frozenset[str]:
+    """The names that `Handler.base_names` are compared with.
+
+    Examples
+    --------
+    >>> sorted(base_names(bool))
+    ['builtins.bool', 'builtins.int', 'builtins.object']
+    """
+    names = set(map(_name_of, cls.__mro__))
+    if "__dataclass_fields__" in cls.__dict__:
+        names.add("dataclasses.dataclass")
+    return frozenset(names)

@@ -132,6 +132,7 @@ class Handler(ABC):
     format_version: ClassVar[int] = 1
     priority: ClassVar[int] = 0
     type_names: ClassVar[tuple[str, ...]]
+    base_names: ClassVar[tuple[str, ...]] = ()
     runs_code: ClassVar[bool] = False
 
     @abstractmethod
