@@ -44,9 +44,7 @@ class Config(Mapping[str, str]):
 config = Config()
 
 
-def load_dotenv(
-    path: str | os.PathLike[str] | None = None, *, override: bool = False
-) -> bool:
+def load_dotenv(path: str | os.PathLike[str] | None = None, *, override: bool = False) -> bool:
     """Put the variables of a ``.env`` file into the environment, by python-dotenv.
 
     Parameters

@@ -71,8 +71,9 @@ class Formats:
         self.extensions: frozenset[str] = self._all_extensions()
 
     def _all_extensions(self) -> frozenset[str]:
-        known = [*_BUILTIN, *self._registered]
-        return frozenset(extension for each in known for extension in each.extensions)
+        lazy = (extension for each in _BUILTIN for extension in each.extensions)
+        added = (extension for each in self._registered for extension in each.extensions)
+        return frozenset([*lazy, *added])
 
     def register(self, handler: DataHandler | FileFormat) -> None:
         """Add a format of one's own, asked before the built-in ones.
@@ -147,7 +148,8 @@ class Formats:
         for each in self._of(extension):
             return each
         raise StorageError(
-            f"{key!r} has an extension that no handler reads: register one for {extension!r}", key=key
+            f"{key!r} has an extension that no handler reads: register one for {extension!r}",
+            key=key,
         )
 
     def _of(self, extension: str) -> Iterator[FileFormat]:
@@ -176,7 +178,9 @@ def built_in() -> Iterable[tuple[str, tuple[str, ...]]]:
 def _looks_like_handler(obj: Any) -> bool:
     """Whether an object has what a `DataHandler` has, if it is a subclass or not."""
     names = ("can_handle_extension", "can_handle_data", "read_from_file", "write_to_file")
-    return not isinstance(obj, type | FileFormat) and all(callable(getattr(obj, n, None)) for n in names)
+    return not isinstance(obj, type | FileFormat) and all(
+        callable(getattr(obj, n, None)) for n in names
+    )
 
 
 def _is(each: FileFormat, handler: Any) -> bool:

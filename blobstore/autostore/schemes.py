@@ -38,12 +38,12 @@ class S3Backend:
         return config.build(uri)
 
 
-def _open_file(uri: str, config: StorageConfig | None) -> ObjectStore:
+def _open_file(uri: str, _config: StorageConfig | None) -> ObjectStore:
     (path,) = StoreUrl.of(uri, "AutoStore({!r})").arguments()
     return FilesystemStore(path)
 
 
-def _open_memory(uri: str, config: StorageConfig | None) -> ObjectStore:
+def _open_memory(_uri: str, _config: StorageConfig | None) -> ObjectStore:
     return DictStore()
 
 
@@ -72,7 +72,8 @@ def register(scheme: str, backend: Any) -> None:
     ConfigError
         The scheme is no name, or another backend has it.
     """
-    if not isinstance(scheme, str) or not scheme.isidentifier():
+    given: Any = scheme
+    if not isinstance(given, str) or not given.isidentifier():
         raise ConfigError(f"a scheme is a name like 's3', not {scheme!r}")
     taken = _registered.get(scheme, _BUILTIN.get(scheme))
     if taken is not None and taken is not backend:
@@ -80,7 +81,9 @@ def register(scheme: str, backend: Any) -> None:
             f"{scheme}:// URLs are opened by {taken!r} already: unregister that first"
         )
     if not callable(backend):
-        raise ConfigError(f"the backend of {scheme}:// must be a class or function, not {backend!r}")
+        raise ConfigError(
+            f"the backend of {scheme}:// must be a class or function, not {backend!r}"
+        )
     _registered[scheme] = backend
 
 
@@ -130,5 +133,5 @@ def _opener(backend: Any) -> Opener:
         if opener is not None and name == "open" and not issubclass(backend, ObjectStore):
             return opener  # type: ignore[no-any-return]
         if opener is not None and name == "from_url":
-            return lambda uri, config: opener(uri)
+            return lambda uri, _config: opener(uri)
     return backend  # type: ignore[no-any-return]

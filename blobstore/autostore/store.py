@@ -21,8 +21,7 @@ from blobstore.errors import (
     UnsupportedTypeError,
 )
 from blobstore.files.adapter import DataHandler
-from blobstore.files.trust import FileTrust
-from blobstore.protocols import ObjectStore
+from blobstore.files.trust import SIGNED, FileTrust
 from blobstore.protocols.file_format import FileContext, FileFormat
 
 
@@ -204,7 +203,8 @@ class AutoStore(MutableMapping[Any, Any]):
             False: only files directly in the root, or where the pattern says.
         """
         self._check_open()
-        if not isinstance(pattern, str) or not pattern:
+        given: Any = pattern
+        if not isinstance(given, str) or not given:
             raise InvalidInputError(f"pattern must be a text like '*.json', not {pattern!r}")
         fits = glob(pattern, anywhere=recursive).fullmatch
         literal = _literal_part(pattern) if "/" in pattern or not recursive else ""
@@ -257,10 +257,11 @@ class AutoStore(MutableMapping[Any, Any]):
         if made != name:
             before = self._twins(stem)
             try:
-                self._objects.copy(name, made)
+                signed = extension in SIGNED and self._trust.copy(self._objects, name, made)
+                if not signed:
+                    self._objects.copy(name, made)
             except KeyNotFoundError as exc:
                 raise _not_found(source) from exc
-            self._trust.moved(self._objects, name, made, extension)
             self._objects.delete_many([twin for twin in before if twin not in (made, name)])
         return name, made
 

@@ -86,9 +86,7 @@ class HandlerFormat(FileFormat):
         self.extensions = tuple(str(extension).lower() for extension in given)
         self.priority = self.first + int(handler.priority)
         if not self.extensions or not all(e.startswith(".") and e[1:] for e in self.extensions):
-            raise ConfigError(
-                f"{self.name}.extensions must be a list like ['.log'], not {given!r}"
-            )
+            raise ConfigError(f"{self.name}.extensions must be a list like ['.log'], not {given!r}")
 
     def can_handle(self, obj: Any) -> bool:
         """Ask the handler."""

@@ -28,11 +28,11 @@ def is_exact(obj: Any, depth: int = 0) -> bool:
     """
     kind = type(obj)
     if kind is str:
-        return obj.isascii() or _is_utf8(obj)
+        return bool(obj.isascii()) or _is_utf8(obj)
     if kind is bool or obj is None:
         return True
     if kind is int:
-        return -_LONGEST_INT < obj < _LONGEST_INT
+        return bool(-_LONGEST_INT < obj < _LONGEST_INT)
     if kind is float:
         return math.isfinite(obj)
     if depth > _MAX_DEPTH:

@@ -48,7 +48,9 @@ class TorchFormat(FileFormat):
             try:
                 return torch.load(file, map_location=where, weights_only=True)
             except pickle.UnpicklingError as exc:
-                trust.require(source, context.key, "a PyTorch file that holds more than tensors", exc)
+                trust.require(
+                    source, context.key, "a PyTorch file that holds more than tensors", exc
+                )
             file.seek(0)
             return torch.load(file, map_location=where, weights_only=False)
 
