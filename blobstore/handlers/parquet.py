@@ -49,12 +49,10 @@ class TableContent(ABC):
     Attributes
     ----------
     rows : int
+        How many there are.
     """
 
-    @property
-    @abstractmethod
-    def rows(self) -> int:
-        """How many there are."""
+    rows: int
 
     @property
     @abstractmethod
