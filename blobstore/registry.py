@@ -34,6 +34,7 @@ _EXTRA_OF = {
     "PIL": "pillow",
     "skops": "skops",
     "yaml": "yaml",
+    "dotenv": "dotenv",
     "tenacity": "retry",
     "cryptography": "encryption",
     "typer": "cli",
@@ -300,6 +301,7 @@ handler_classes: Registry[Handler] = Registry(
         "pandas": "blobstore.handlers.pandas:PandasHandler",
         "arrow": "blobstore.handlers.arrow_tables:ArrowHandler",
         "polars": "blobstore.handlers.polars:PolarsHandler",
+        "torch": "blobstore.handlers.torch:TorchHandler",
         "bytes": "blobstore.handlers.text:BytesHandler",
         "bytearray": "blobstore.handlers.text:BytearrayHandler",
         "str": "blobstore.handlers.text:StrHandler",
@@ -325,12 +327,20 @@ _BUILTIN_TYPES: dict[str, tuple[str, ...]] = {
     "builtins.bytearray": ("bytearray",),
     "builtins.str": ("str",),
     "builtins.dict": ("mapping",),
+    "builtins.list": ("mapping",),
+    "builtins.tuple": ("mapping",),
+    "collections.OrderedDict": ("mapping",),
+    "collections.defaultdict": ("mapping",),
+    "torch.Tensor": ("torch",),
+    "torch.nn.parameter.Parameter": ("torch",),
     "blobstore.handlers.file.LocalFile": ("file",),
 }
 """Exact type -> built-in handlers to ask, so that no handler is imported to find out."""
 
 _BUILTIN_BASES: dict[str, tuple[str, ...]] = {
     "pyarrow.lib.Array": ("arrow",),
+    "torch.nn.modules.module.Module": ("mapping",),
+    "torch.optim.optimizer.Optimizer": ("mapping",),
 }
 """The same of types whose subclasses are meant too."""
 
