@@ -14,6 +14,7 @@ import pyarrow as pa
 from blobstore.digest import Canonical
 from blobstore.errors import DecodeError, InvalidInputError, UnsupportedTypeError
 from blobstore.handlers.arrow import describe_type, single, update_array, update_values
+from blobstore.handlers.leaves import LeafHandler
 from blobstore.handlers.tables import (
     ArrowContent,
     IpcPart,
@@ -25,7 +26,7 @@ from blobstore.handlers.tables import (
     refuse_nothing,
     through_parquet,
 )
-from blobstore.protocols import Handler, Plan, StoredPart, WriteOptions
+from blobstore.protocols import Plan, StoredPart, WriteOptions
 from blobstore.streams import Hasher
 
 _SHOWN = 100
@@ -35,7 +36,7 @@ _VALUES = "values"
 _KINDS = {"table": "table", "batch": "table", "array": "array", "chunked": "array"}
 
 
-class ArrowHandler(Handler):
+class ArrowHandler(LeafHandler):
     """`pyarrow` tables, batches and arrays as Parquet, or as Arrow files where that is not exact.
 
     `read` takes ``columns=[...]`` (tables and batches) and ``rows=slice(...)``.

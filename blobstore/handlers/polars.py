@@ -16,6 +16,7 @@ import pyarrow as pa
 from blobstore.digest import Canonical
 from blobstore.errors import DecodeError, InvalidInputError, UnsupportedTypeError
 from blobstore.handlers.arrow import update_blocks
+from blobstore.handlers.leaves import LeafHandler
 from blobstore.handlers.parquet import TableContent
 from blobstore.handlers.tables import (
     IpcPart,
@@ -25,7 +26,7 @@ from blobstore.handlers.tables import (
     read_table,
     through_parquet,
 )
-from blobstore.protocols import Handler, Plan, StoredPart, WriteOptions
+from blobstore.protocols import Plan, StoredPart, WriteOptions
 from blobstore.streams import Hasher
 
 _SHOWN = 100
@@ -77,7 +78,7 @@ class _PolarsContent(TableContent):
         return _arrow(series.to_frame()).cast(pa.schema([schema.field(place)])).column(0)
 
 
-class PolarsHandler(Handler):
+class PolarsHandler(LeafHandler):
     """Frames, lazy frames and series as Parquet.
 
     `read` takes ``columns=[...]`` and ``rows=slice(...)``.
