@@ -302,6 +302,7 @@ handler_classes: Registry[Handler] = Registry(
         "arrow": "blobstore.handlers.arrow_tables:ArrowHandler",
         "polars": "blobstore.handlers.polars:PolarsHandler",
         "torch": "blobstore.handlers.torch:TorchHandler",
+        "sparse": "blobstore.handlers.sparse:SparseHandler",
         "bytes": "blobstore.handlers.text:BytesHandler",
         "bytearray": "blobstore.handlers.text:BytearrayHandler",
         "str": "blobstore.handlers.text:StrHandler",
@@ -311,7 +312,14 @@ handler_classes: Registry[Handler] = Registry(
     },
 )
 
+_SPARSE = ("csr", "csc", "bsr", "coo", "dia", "dok", "lil")
+
 _BUILTIN_TYPES: dict[str, tuple[str, ...]] = {
+    **{
+        f"scipy.sparse._{layout}.{layout}_{kind}": ("sparse",)
+        for layout in _SPARSE
+        for kind in ("array", "matrix")
+    },
     "numpy.ndarray": ("numpy",),
     "pandas.DataFrame": ("pandas",),
     "pandas.Series": ("pandas",),

@@ -6,8 +6,10 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from blobstore.digest import Canonical
 from blobstore.errors import UnsupportedTypeError
-from blobstore.protocols import Handler, PlannedPart, StoredPart, WriteOptions
+from blobstore.protocols import Encoding, Handler, PlannedPart, StoredPart, WriteOptions
+from blobstore.streams import Hasher, Sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +57,38 @@ class LeafHandler(Handler):
     def view_leaf(self, content: Any, info: Mapping[str, Any]) -> Any:
         """Make the object of content that was read, and that other leaves may share."""
         return content
+
+
+class NamedPart(PlannedPart):
+    """A part of another handler's plan, under a name of our own.
+
+    Parameters
+    ----------
+    name : str
+    inner : PlannedPart
+    said : object, optional
+        What the digest tells besides what `inner` does: plain values.
+    """
+
+    def __init__(self, name: str, inner: PlannedPart, said: Any = None) -> None:
+        self.name = name
+        self.handler = inner.handler
+        self.format_version = inner.format_version
+        self.size_hint = inner.size_hint
+        self.executable = inner.executable
+        self._inner = inner
+        self._said = said
+
+    def digest(self, hasher: Hasher) -> None:
+        """Feed what is said besides, and the content."""
+        if self._said is not None:
+            Canonical(hasher).add(self._said)
+        self._inner.digest(hasher)
+
+    def encoding(self) -> Encoding:
+        """As the part itself decides."""
+        return self._inner.encoding()
+
+    def write(self, sink: Sink) -> None:
+        """Write the part itself."""
+        self._inner.write(sink)

@@ -18,11 +18,10 @@ from typing import Any, BinaryIO, NamedTuple
 from blobstore.digest import Canonical
 from blobstore.errors import DecodeError, UnsupportedTypeError
 from blobstore.handlers import pickle as pickles
-from blobstore.handlers.leaves import LeafHandler, LeafPlan
+from blobstore.handlers.leaves import LeafHandler, LeafPlan, NamedPart
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.stream import StreamPart
 from blobstore.protocols import (
-    Encoding,
     Handler,
     Plan,
     PlannedPart,
@@ -30,7 +29,7 @@ from blobstore.protocols import (
     WriteOptions,
 )
 from blobstore.registry import base_names, handler_classes
-from blobstore.streams import BytesSource, Hasher, MemorySink, Sink
+from blobstore.streams import BytesSource, Hasher, MemorySink
 
 LARGE = 1 << 16
 SKELETON = "skeleton"
@@ -261,7 +260,7 @@ class _Parts:
                 plan.part.write(sink)
             return f"small {len(self._ids)}", sink.content
         name = str(len(self.planned))
-        self.planned.append(_Renamed(name, plan.part))
+        self.planned.append(NamedPart(name, plan.part))
         return name, None
 
     def digest_skeleton(self, hasher: Hasher, obj: Any, pickled: bytes) -> None:
@@ -279,27 +278,6 @@ class _Parts:
             hasher.update(b"blobstore:skeleton-pickle:1\0" + pickled)
         else:
             hasher.update(b"blobstore:skeleton:1\0" + bytes.fromhex(walk.hexdigest()))
-
-
-class _Renamed(PlannedPart):
-    """A part of another handler's plan under a name of our own."""
-
-    def __init__(self, name: str, inner: PlannedPart) -> None:
-        self.name = name
-        self.handler = inner.handler
-        self.format_version = inner.format_version
-        self.size_hint = inner.size_hint
-        self.executable = inner.executable
-        self._inner = inner
-
-    def digest(self, hasher: Hasher) -> None:
-        self._inner.digest(hasher)
-
-    def encoding(self) -> Encoding:
-        return self._inner.encoding()
-
-    def write(self, sink: Sink) -> None:
-        self._inner.write(sink)
 
 
 def _leaf_of(obj: Any) -> _Leaf | None:
