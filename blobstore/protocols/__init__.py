@@ -21,7 +21,9 @@ from blobstore.protocols.metadata_backend import (
     Operation,
     Patch,
     Put,
+    Sign,
     check_expected,
+    signature_after,
 )
 from blobstore.protocols.object_store import (
     BlobBackend,
@@ -49,9 +51,11 @@ __all__ = [
     "Plan",
     "PlannedPart",
     "Put",
+    "Sign",
     "StoredPart",
     "Values",
     "WriteOptions",
     "check_expected",
     "check_range",
+    "signature_after",
 ]
