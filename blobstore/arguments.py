@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from blobstore import digest
 from blobstore import metadata as _metadata
@@ -16,6 +16,7 @@ from blobstore.errors import ConfigError, InvalidInputError
 from blobstore.keys import validate_key
 from blobstore.protocols import Expected, ObjectStore
 from blobstore.query import Query, parse_filter
+from blobstore.reading import Pickle
 
 
 def check_inline(asked: object) -> None:
@@ -61,6 +62,14 @@ def check_local_cache_allowed(objects: ObjectStore) -> None:
             f"local_cache would keep copies in the clear of what {objects!r} encrypts: leave it "
             "out, and put a CachingStore beneath the store that encrypts"
         )
+
+
+def check_pickle(asked: object) -> Pickle:
+    """Refuse what is no way to load pickles."""
+    for known in get_args(Pickle):
+        if asked == known:
+            return cast("Pickle", asked)
+    raise ConfigError(f"pickle must be one of {', '.join(get_args(Pickle))}, not {asked!r}")
 
 
 def digest_algorithm(asked: object) -> str | None:

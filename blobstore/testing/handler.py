@@ -32,6 +32,7 @@ from blobstore.keys import is_location, new_location
 from blobstore.protocols import Encoding, Handler, Plan, StoredPart, WriteOptions
 from blobstore.registry import base_names
 from blobstore.streams import Buffer, BytesSource, FileSource, HashingSink, MemorySink, Sink, Source
+from blobstore.trust import EVERYTHING
 
 LEVELS = (1, 5, 9)
 _INLINE = 1 << 13
@@ -336,6 +337,7 @@ def read_from(handler: Handler, plan: Plan, sources: Mapping[str, Source], **opt
             part.encoding().codec,
             part.handler,
             part.format_version,
+            EVERYTHING,
         )
         for part in plan.parts
     }
