@@ -303,6 +303,8 @@ handler_classes: Registry[Handler] = Registry(
         "polars": "blobstore.handlers.polars:PolarsHandler",
         "torch": "blobstore.handlers.torch:TorchHandler",
         "sparse": "blobstore.handlers.sparse:SparseHandler",
+        "dataclass": "blobstore.handlers.fields:DataclassHandler",
+        "pydantic": "blobstore.handlers.fields:PydanticHandler",
         "bytes": "blobstore.handlers.text:BytesHandler",
         "bytearray": "blobstore.handlers.text:BytearrayHandler",
         "str": "blobstore.handlers.text:StrHandler",
@@ -349,6 +351,8 @@ _BUILTIN_BASES: dict[str, tuple[str, ...]] = {
     "pyarrow.lib.Array": ("arrow",),
     "torch.nn.modules.module.Module": ("mapping",),
     "torch.optim.optimizer.Optimizer": ("mapping",),
+    "pydantic.main.BaseModel": ("pydantic",),
+    "dataclasses.dataclass": ("dataclass",),
 }
 """The same of types whose subclasses are meant too."""
 

@@ -44,10 +44,10 @@ from blobstore.handlers.frame_schema import (
     stored_types,
     type_of,
 )
+from blobstore.handlers.leaves import LeafHandler
 from blobstore.handlers.parquet import ParquetPart, TableContent, decoding
 from blobstore.handlers.parquet_names import field_names, pandas_metadata
 from blobstore.protocols import (
-    Handler,
     Plan,
     StoredPart,
     WriteOptions,
@@ -155,7 +155,7 @@ class _FramePart(ParquetPart):
             update_blocks(hasher, content.rows, column.rows)
 
 
-class PandasHandler(Handler):
+class PandasHandler(LeafHandler):
     """Frames and series as Parquet.
 
     Examples
