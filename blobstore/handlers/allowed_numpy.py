@@ -109,7 +109,10 @@ def _record(dtype: np.dtype[Any], names: Any, fields: Any, size: Any) -> Any:
     }
     if any(title is not None for title in titles):
         described["titles"] = titles
-    return np.dtype(described)
+    try:
+        return np.dtype(described)
+    except (ValueError, TypeError) as exc:
+        raise _odd(f"a dtype of records that cannot be ({exc})") from exc
 
 
 def _check_layout(expected: np.dtype[Any], size: Any, alignment: Any, flags: int) -> None:

@@ -153,8 +153,8 @@ def _arrow_array(data: Any) -> Any:
     _insist(length >= 0 and offset >= 0 and nulls >= -1, "an Arrow array of negative size")
     for buffer in buffers:
         _insist(buffer is None or isinstance(buffer, pa.Buffer), "an Arrow array without buffers")
-    made = pa.Array.from_buffers(dtype, length, buffers, nulls, offset)
     try:
+        made = pa.Array.from_buffers(dtype, length, buffers, nulls, offset)
         made.validate(full=True)
     except pa.ArrowInvalid as exc:
         raise _odd(f"text that is out of its bounds ({exc})") from exc

@@ -10,18 +10,20 @@ imported. Three things would not be safe even with harmless names, and are refus
   state on faith, and other objects would be left with memory that is no longer theirs);
 - names with dots, extension codes and opcodes that `pickle` never writes.
 
-Plain data runs on the C unpickler, which hands out immutable types only. At the first name beyond
-those all is read anew by the Python one, which shows each step.
+Plain data runs on the C unpickler, after a look at its opcodes: those that merely hold data, and the
+few types that are plain values. Anything else is read by the Python one, which shows each step.
 """
 
 from __future__ import annotations
 
 import _compat_pickle
+import contextlib
 import copyreg
 import functools
 import importlib
 import io
 import pickle
+import re
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
@@ -65,7 +67,37 @@ class Rule(NamedTuple):
 
 
 class _NotPlainError(Exception):
-    """There is a name in it beyond the immutable types."""
+    """There is a name in it beyond those of plain values."""
+
+
+# Opcodes of protocols 4 and 5 for plain data, with what follows each. Not among them: those that set
+# a number of the memo, for which C makes room up to that number, and those that set a state.
+_LENGTH_BYTE = b"|".join(re.escape(bytes([n])) + b".{%d}" % n for n in range(256))
+_PLAIN_STEPS = re.compile(
+    rb"(?:[N\x88\x89\]}()\x8ftaesu\x85-\x87\x90\x91\x93\x94RQ\x97\x98]"
+    rb"|[Kh].|M.{2}|[Jj].{4}|[G\x95].{8}|[\x8cC\x8a](?:" + _LENGTH_BYTE + rb"))*+",
+    re.DOTALL,
+)
+_LONG_STEPS = {b"X": 4, b"B": 4, b"\x8d": 8, b"\x8e": 8, b"\x96": 8}
+"""Opcodes for long text and bytes -> how many bytes say how long."""
+
+
+def _holds_plain_data(data: bytes | bytearray) -> bool:
+    """Whether a pickle has only the opcodes that plain data needs, up to its end."""
+    if data[:2] not in (b"\x80\x04", b"\x80\x05"):
+        return False
+    at = 2
+    while at < len(data):
+        steps = _PLAIN_STEPS.match(data, at)
+        at = at if steps is None else steps.end()
+        code = bytes(data[at : at + 1])
+        if code == pickle.STOP:
+            return True
+        width = _LONG_STEPS.get(code)
+        if width is None:
+            return False
+        at += 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "little")
+    return False
 
 
 def load_untrusted(
@@ -103,9 +135,10 @@ def load_untrusted(
     kept = None if buffers is None else list(buffers)
     _forget_extensions()
     try:
-        return _Plain(io.BytesIO(data), kept, resolve).load()
-    except _NotPlainError:
-        return _Careful(io.BytesIO(data), trust, kept, resolve).load()
+        if _holds_plain_data(data):
+            with contextlib.suppress(_NotPlainError):
+                return _Plain(io.BytesIO(data), kept, resolve).load()
+        return CarefulUnpickler(io.BytesIO(data), trust, kept, resolve).load()
     finally:
         _forget_extensions()
 
@@ -159,7 +192,7 @@ def _plain_types() -> dict[tuple[str, str], Any]:
 _Python: Any = pickle._Unpickler  # noqa: SLF001 - it shows each step
 
 
-class _Careful(_Python):  # type: ignore[misc]
+class CarefulUnpickler(_Python):  # type: ignore[misc]
     """The Python unpickler, with a look at each step that could do more than hold data."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Python.dispatch)
@@ -342,21 +375,21 @@ def _reconstructor() -> None:
 
 
 for _code, _step in {
-    pickle.REDUCE: _Careful.load_reduce,
-    pickle.NEWOBJ: _Careful.load_newobj,
-    pickle.NEWOBJ_EX: _Careful.load_newobj_ex,
-    pickle.BUILD: _Careful.load_build,
-    pickle.APPEND: _Careful.load_append,
-    pickle.APPENDS: _Careful.load_appends,
-    pickle.SETITEM: _Careful.load_setitem,
-    pickle.SETITEMS: _Careful.load_setitems,
-    pickle.ADDITEMS: _Careful.load_additems,
-    pickle.GET: _Careful.load_get,
-    pickle.BINGET: _Careful.load_binget,
-    pickle.LONG_BINGET: _Careful.load_long_binget,
-    pickle.DUP: _Careful.load_dup,
+    pickle.REDUCE: CarefulUnpickler.load_reduce,
+    pickle.NEWOBJ: CarefulUnpickler.load_newobj,
+    pickle.NEWOBJ_EX: CarefulUnpickler.load_newobj_ex,
+    pickle.BUILD: CarefulUnpickler.load_build,
+    pickle.APPEND: CarefulUnpickler.load_append,
+    pickle.APPENDS: CarefulUnpickler.load_appends,
+    pickle.SETITEM: CarefulUnpickler.load_setitem,
+    pickle.SETITEMS: CarefulUnpickler.load_setitems,
+    pickle.ADDITEMS: CarefulUnpickler.load_additems,
+    pickle.GET: CarefulUnpickler.load_get,
+    pickle.BINGET: CarefulUnpickler.load_binget,
+    pickle.LONG_BINGET: CarefulUnpickler.load_long_binget,
+    pickle.DUP: CarefulUnpickler.load_dup,
 }.items():
-    _Careful.dispatch[_code[0]] = _step
+    CarefulUnpickler.dispatch[_code[0]] = _step
 
 
 def _odd(what: str) -> UntrustedTypeError:
