@@ -307,6 +307,7 @@ handler_classes: Registry[Handler] = Registry(
         "dataclass": "blobstore.handlers.fields:DataclassHandler",
         "pydantic": "blobstore.handlers.fields:PydanticHandler",
         "xarray": "blobstore.handlers.xarray:XarrayHandler",
+        "image": "blobstore.handlers.image:ImageHandler",
         "bytes": "blobstore.handlers.text:BytesHandler",
         "bytearray": "blobstore.handlers.text:BytearrayHandler",
         "str": "blobstore.handlers.text:StrHandler",
@@ -355,6 +356,7 @@ _BUILTIN_BASES: dict[str, tuple[str, ...]] = {
     "pyarrow.lib.Array": ("arrow",),
     "torch.nn.modules.module.Module": ("mapping",),
     "torch.optim.optimizer.Optimizer": ("mapping",),
+    "PIL.Image.Image": ("image",),
     "pydantic.main.BaseModel": ("pydantic",),
     "dataclasses.dataclass": ("dataclass",),
 }

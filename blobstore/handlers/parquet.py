@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 
 from blobstore.codecs import MIN_SAVING
 from blobstore.errors import BlobStoreError, DecodeError, from_os_error
+from blobstore.handlers.sink_file import SinkFile
 from blobstore.protocols import Encoding, PlannedPart, WriteOptions
-from blobstore.streams import Buffer, Sink, Source
+from blobstore.streams import Sink, Source
 
 ROW_GROUP_BYTES = 64 << 20
 ROW_GROUP_ROWS = (1 << 14, 1 << 20)
@@ -66,21 +67,6 @@ class TableContent(ABC):
     @abstractmethod
     def table(self, start: int, stop: int, schema: pa.Schema) -> pa.Table:
         """Some rows."""
-
-
-class SinkFile(io.RawIOBase):
-    """What pyarrow writes to: every byte goes on to the sink at once."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def writable(self) -> bool:
-        """Say yes."""
-        return True
-
-    def write(self, data: Buffer, /) -> int:  # type: ignore[override]
-        """Hand bytes on."""
-        return self._sink.write(data)
 
 
 class ParquetPart(PlannedPart):

@@ -46,10 +46,7 @@ class _PolarsContent(TableContent):
 
     def __init__(self, frame: pl.DataFrame) -> None:
         self.frame = frame
-
-    @property
-    def rows(self) -> int:
-        return self.frame.height
+        self.rows = frame.height
 
     @property
     def nbytes(self) -> int:

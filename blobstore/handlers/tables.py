@@ -24,12 +24,12 @@ from blobstore.handlers.options import refuse_options
 from blobstore.handlers.parquet import (
     MALFORMED,
     ParquetPart,
-    SinkFile,
     TableContent,
     decoding,
     parquet_level,
     rows_at_once,
 )
+from blobstore.handlers.sink_file import SinkFile
 from blobstore.protocols import Encoding, Handler, PlannedPart, WriteOptions
 from blobstore.streams import Hasher, Sink, Source
 
@@ -44,16 +44,12 @@ _EXTENSION_NAME = b"ARROW:extension:name"
 Digest = Callable[[Hasher], None]
 
 
-@dataclass(frozen=True)
 class ArrowContent(TableContent):
     """An Arrow table as it is."""
 
-    whole: pa.Table
-
-    @property
-    def rows(self) -> int:
-        """How many there are."""
-        return int(self.whole.num_rows)
+    def __init__(self, whole: pa.Table) -> None:
+        self.whole = whole
+        self.rows = whole.num_rows
 
     @functools.cached_property
     def nbytes(self) -> int:
@@ -325,7 +321,10 @@ def _rows_of(table: pa.Table, rows: range | None) -> pa.Table:
         return table.slice(rows.start, len(rows))
     if not rows:
         return table.slice(0, 0)
-    return table.take(pa.array(np.arange(rows.start, rows.stop, rows.step)))
+    try:
+        return table.take(pa.array(np.arange(rows.start, rows.stop, rows.step)))
+    except pa.ArrowNotImplementedError:  # of views
+        return pa.concat_tables([table.slice(row, 1) for row in rows])
 
 
 def check_extensions(schema: pa.Schema) -> None:

@@ -30,7 +30,7 @@ from blobstore.handlers.stream import StreamPart, read_stream
 from blobstore.protocols import PlannedPart, StoredPart, WriteOptions
 from blobstore.registry import handler_classes
 from blobstore.streams import BytesSource, Hasher, MemorySink
-from blobstore.trust import Trust
+from blobstore.trust import NOTHING, Trust
 
 TREE = "tree"
 """The name of the part that has all but the large leaves."""
@@ -127,10 +127,20 @@ class Tree:
     ------
     UnsupportedTypeError
         Something in it has no exact form here.
+
+    Attributes
+    ----------
+    root : object
+        JSON.
+    parts : list of PlannedPart
+        The large leaves.
+    names_classes : bool
+        Whether reading it imports what it names.
     """
 
     def __init__(self, value: Any, options: WriteOptions) -> None:
         self.parts: list[PlannedPart] = []
+        self.names_classes = False
         self._options = options
         self._met: dict[int, Any] = {}
         self._memories: set[Any] = set()
@@ -237,6 +247,7 @@ class Tree:
         if kind.__module__.partition(".")[0] == "numpy":
             return self._scalar(value)
         found = classes.take_apart(value)
+        self.names_classes = True
         if found.shared:
             del self._met[id(value)]
         return {
@@ -332,6 +343,20 @@ def read_tree(parts: Mapping[str, StoredPart]) -> Any:
         return _Reading(parts, part.trust).decode(node)
     except _MALFORMED as exc:
         raise DecodeError(f"the stored object is no tree that blobstore wrote: {exc!r}") from exc
+
+
+def decode_plain(node: Any) -> Any:
+    """Undo `Tree` where it has no parts and names no classes.
+
+    Raises
+    ------
+    DecodeError
+        It is no such tree.
+    """
+    try:
+        return _Reading({}, NOTHING).decode(node)
+    except _MALFORMED as exc:
+        raise DecodeError(f"what is stored is no tree that blobstore wrote: {exc!r}") from exc
 
 
 class _Reading:

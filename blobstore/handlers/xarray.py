@@ -61,6 +61,8 @@ class XarrayHandler(Handler):
         _check_indexes(obj)
         kind = "dataset" if isinstance(obj, xr.Dataset) else "array"
         tree = Tree({"kind": kind, **_content(obj)}, options)
+        if tree.names_classes:
+            raise UnsupportedTypeError("an attribute is of a class that would have to be imported")
         info: dict[str, Any] = {
             "sizes": {str(name): int(size) for name, size in obj.sizes.items()},
             "coords": [str(name) for name in obj.coords][:_SHOWN],
