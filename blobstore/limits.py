@@ -8,6 +8,7 @@ reach that ratio at all, and data that other codecs shrink further is nearly all
 
 from __future__ import annotations
 
+import functools
 import os
 
 from blobstore.errors import ConfigError, DecodeError
@@ -100,6 +101,7 @@ def check_pixels(width: int, height: int) -> None:
         )
 
 
+@functools.cache
 def _memory() -> int:
     """Physical memory in bytes; where the system does not say, no limit that matters."""
     try:

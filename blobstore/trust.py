@@ -175,8 +175,8 @@ class Trust:
         because = f"and its entry is not trusted: {self.reason}"
         if is_closed(name):
             return (
-                f"it asks for {name}, which no object needs and attacks use, {because}. Nothing of "
-                "it was run. Only pickle='allow' would load it, and run whatever is in it"
+                f"it asks for {name}, of a module that can run any code, {because}. Nothing of it was "
+                "run. Only pickle='allow' would load it, and run whatever is in it"
             )
         return (
             f"it needs {name}, whose code would run, {because}. If you know who wrote it: get their "

@@ -130,7 +130,7 @@ def load_untrusted(
     >>> load_untrusted(b"cos\nsystem\n(S'echo no'\ntR.", Trust(reason="it is not signed"))
     Traceback (most recent call last):
     ...
-    blobstore.errors.UntrustedTypeError: it asks for os.system, which no object needs and attacks use, and its entry is not trusted: it is not signed. Nothing of it was run. Only pickle='allow' would load it, and run whatever is in it
+    blobstore.errors.UntrustedTypeError: it asks for os.system, of a module that can run any code, and its entry is not trusted: it is not signed. Nothing of it was run. Only pickle='allow' would load it, and run whatever is in it
     """
     kept = None if buffers is None else list(buffers)
     _forget_extensions()
