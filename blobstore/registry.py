@@ -308,6 +308,7 @@ handler_classes: Registry[Handler] = Registry(
         "pydantic": "blobstore.handlers.fields:PydanticHandler",
         "xarray": "blobstore.handlers.xarray:XarrayHandler",
         "image": "blobstore.handlers.image:ImageHandler",
+        "skops": "blobstore.handlers.skops:SkopsHandler",
         "bytes": "blobstore.handlers.text:BytesHandler",
         "bytearray": "blobstore.handlers.text:BytearrayHandler",
         "str": "blobstore.handlers.text:StrHandler",
@@ -357,6 +358,7 @@ _BUILTIN_BASES: dict[str, tuple[str, ...]] = {
     "torch.nn.modules.module.Module": ("mapping",),
     "torch.optim.optimizer.Optimizer": ("mapping",),
     "PIL.Image.Image": ("image",),
+    "sklearn.base.BaseEstimator": ("skops",),
     "pydantic.main.BaseModel": ("pydantic",),
     "dataclasses.dataclass": ("dataclass",),
 }
