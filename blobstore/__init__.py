@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from blobstore.aio import AsyncObjectStore as AsyncObjectStore
     from blobstore.aio import to_async as to_async
     from blobstore.aio import to_sync as to_sync
+    from blobstore.autostore.store import AutoStore as AutoStore
     from blobstore.backends.blob.bucket import BucketStore as BucketStore
     from blobstore.backends.blob.filesystem import FilesystemBlobBackend as FilesystemBlobBackend
     from blobstore.backends.blob.filesystem import FilesystemStore as FilesystemStore
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from blobstore.wrappers.validate import UrlValidatingStore as UrlValidatingStore
 
 _HOME = {
+    "AutoStore": "autostore.store",
     "BlobStore": "store",
     "BlobBackend": "protocols",
     "Capabilities": "protocols",

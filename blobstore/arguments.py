@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from blobstore import digest
 from blobstore import metadata as _metadata
@@ -28,6 +28,7 @@ from blobstore.query import (
     parse_mapping,
     parse_order,
 )
+from blobstore.reading import Pickle
 
 FieldName = str | F | Field
 """What names a field: ``"params.lr"``, ``"@size"``, or ``F(("odd name", "lr"))``."""
@@ -79,6 +80,14 @@ def check_local_cache_allowed(objects: ObjectStore) -> None:
             f"local_cache would keep copies in the clear of what {objects!r} encrypts: leave it "
             "out, and put a CachingStore beneath the store that encrypts"
         )
+
+
+def check_pickle(asked: object) -> Pickle:
+    """Refuse what is no way to load pickles."""
+    for known in get_args(Pickle):
+        if asked == known:
+            return cast("Pickle", asked)
+    raise ConfigError(f"pickle must be one of {', '.join(get_args(Pickle))}, not {asked!r}")
 
 
 def digest_algorithm(asked: object) -> str | None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from blobstore.commit import Committer
 from blobstore.entry import Entry, now_us
 from blobstore.errors import ConflictError
-from blobstore.protocols import Delete, MetadataBackend, Operation, Patch
+from blobstore.protocols import Delete, MetadataBackend, Operation, Patch, Sign
 from blobstore.query import Query
 
 BATCH = 500
@@ -38,13 +38,17 @@ def update_matching(
     metadata_text: str,
     *,
     replace: bool,
+    sign: Sign,
 ) -> int:
-    """Change the metadata of all entries that match; returns how many."""
+    """Change the metadata of all entries that match; returns how many.
+
+    `sign` gives the signature of what an entry was turned into.
+    """
     return _change(
         index,
         committer,
         query,
-        lambda entry: Patch(entry.key, metadata_text, now_us(), replace, entry),
+        lambda entry: Patch(entry.key, metadata_text, now_us(), replace, entry, sign),
     )
 
 

@@ -41,10 +41,13 @@ class Codec(ABC):
     Attributes
     ----------
     name, extension : str
+    max_ratio : int
+        How many bytes one stored byte can at most grow to.
     """
 
     name: ClassVar[str]
     extension: ClassVar[str]
+    max_ratio: ClassVar[int]
 
     @abstractmethod
     def compressor(self, level: int) -> Compressor:
@@ -82,6 +85,7 @@ class NoneCodec(Codec):
 
     name = "none"
     extension = ""
+    max_ratio = 1
 
     def compressor(self, level: int) -> Compressor:
         """Start a stream that is passed on."""
@@ -108,6 +112,7 @@ class Lz4Codec(Codec):
 
     name = "lz4"
     extension = ".lz4"
+    max_ratio = 256
 
     @staticmethod
     def _level(level: int) -> int:
@@ -170,6 +175,7 @@ class ZstdCodec(Codec):
 
     name = "zstd"
     extension = ".zst"
+    max_ratio = 1 << 16
 
     def compressor(self, level: int) -> Compressor:
         """Start a frame."""
@@ -216,6 +222,7 @@ class GzipCodec(Codec):
 
     name = "gzip"
     extension = ".gz"
+    max_ratio = 1040
 
     def compressor(self, level: int) -> Compressor:
         """Start a member."""
@@ -297,6 +304,7 @@ class BlosclzCodec(Codec):
 
     name = "blosclz"
     extension = ".blosc"
+    max_ratio = 1 << 16
     _chunk = 1 << 20
 
     def compressor(self, level: int) -> Compressor:

@@ -21,6 +21,7 @@ from blobstore import keys
 from blobstore.entry import Blob, Entry, EntryDraft, Part, now_us
 from blobstore.errors import (
     BlobStoreError,
+    ConflictError,
     HandlerError,
     KeyExistsError,
     KeyNotFoundError,
@@ -33,11 +34,13 @@ from blobstore.protocols import (
     MetadataBackend,
     ObjectStore,
     Operation,
+    PlannedPart,
     Put,
     WriteOptions,
     check_expected,
 )
 from blobstore.registry import HandlerSet, Planned
+from blobstore.signing import Signer
 from blobstore.streams import HashingSink, MemorySink
 
 logger = logging.getLogger(__name__)
@@ -47,6 +50,8 @@ R = TypeVar("R")
 
 _ATTEMPTS = 30
 _FORGET_AT = 256
+_IN_MEMORY = 8 << 20
+"""Parts that may run code are encoded in memory up to this size, to find out if they are known."""
 _to_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
@@ -103,6 +108,8 @@ class _Staged:
     unshared: set[int] = field(default_factory=set)
     written: list[str] = field(default_factory=list)
     key: str = ""
+    unvouched: Entry | None = None
+    """What is under the generated key, where it has the same content but not our signature."""
 
 
 class Committer:
@@ -114,6 +121,8 @@ class Committer:
     objects : ObjectStore
     handlers : HandlerSet
     policy : WritePolicy
+    signer : Signer, optional
+        Signs what may run code when it is read. Without it nothing is signed.
     """
 
     def __init__(
@@ -122,11 +131,13 @@ class Committer:
         objects: ObjectStore,
         handlers: HandlerSet,
         policy: WritePolicy,
+        signer: Signer | None = None,
     ) -> None:
         self._index = index
         self._objects = objects
         self._handlers = handlers
         self._policy = policy
+        self._signer = signer
         self._announces = not objects.capabilities.list
         self._deleted: list[str] = []
 
@@ -152,16 +163,35 @@ class Committer:
         if self._policy.digest is None:
             return self._write_and_commit(staged)
         for _ in range(_ATTEMPTS):
-            kept = self._index.get_many(item.key for item in staged if item.request.keeps)
+            kept = self._find_kept(staged)
             new = _without_kept(staged, kept)
             try:
                 done = {entry.key: entry for entry in self._write_and_commit(new)}
-            except KeyExistsError as exc:
+            except (KeyExistsError, ConflictError) as exc:
                 if not any(item.key == exc.key for item in new if item.request.keeps):
                     raise
             else:
                 return [done.get(item.key) or kept[item.key] for item in staged]
         raise UnavailableError("the same content was stored and deleted all the time: try again")
+
+    def _find_kept(self, staged: Sequence[_Staged]) -> dict[str, Entry]:
+        """Entries under generated keys that stay as they are.
+
+        One that may run code, but is not signed by us, does not: what is stored now has to load.
+        """
+        kept = self._index.get_many(item.key for item in staged if item.request.keeps)
+        for item in staged:
+            entry = kept.get(item.key) if item.request.keeps else None
+            item.unvouched = None
+            if entry is not None and not self._vouched(entry):
+                item.unvouched = entry
+                del kept[item.key]
+        return kept
+
+    def _vouched(self, entry: Entry) -> bool:
+        if self._signer is None or not self._handlers.by_name(entry.handler).runs_code:
+            return True
+        return self._signer.doubt(entry) is None or not self._signer.can_sign()
 
     def _check_expected(self, requests: Sequence[Request]) -> None:
         """Fail before anything is written where the outcome is known; the commit looks again."""
@@ -258,7 +288,9 @@ class Committer:
             (item, i, content)
             for item in staged
             for i, content in enumerate(item.digests)
-            if content is not None and item.parts[i] is None
+            if content is not None
+            and item.parts[i] is None
+            and not item.planned.plan.parts[i].executable
         ]
         if not wanted:
             return
@@ -282,11 +314,46 @@ class Committer:
 
     def _write_part(self, staged: _Staged, i: int) -> None:
         part = self._encode_small(staged, i) if self._may_be_inline(staged) else None
-        if part is None and staged.digests[i] is None and self._policy.digest is not None:
-            self._digest(staged, i)
-            self._reuse_known([staged])
-            part = staged.parts[i]
+        if part is None and self._policy.digest is not None:
+            if staged.planned.plan.parts[i].executable:
+                part = self._share_executable(staged, i)
+            elif staged.digests[i] is None:
+                self._digest(staged, i)
+                self._reuse_known([staged])
+                part = staged.parts[i]
         staged.parts[i] = part or self._write_blob(staged, i)
+
+    def _share_executable(self, staged: _Staged, i: int) -> Part | None:
+        """Find a blob that has the very bytes which would be written; None if there is none.
+
+        Not by the digest of the content, as other parts are found: whoever else can write to the
+        store says which blob has which digest, and what is shared here is signed as our own.
+        """
+        planned = staged.planned.plan.parts[i]
+        if planned.size_hint > _IN_MEMORY:
+            return None  # written at once; the commit drops it again for one that has its digest
+        hasher = digests.new_checksum(executable=True)
+        with HashingSink(MemorySink(), hasher) as sink:
+            planned.write(sink)
+        checksum = digests.checksum_text(hasher, executable=True)
+        facts = (sink.size, checksum, planned.encoding().codec)
+        content = self._executable_digest(planned, facts[2], checksum)
+        blob = self._index.find_digests([content]).get(content)
+        if blob is None:
+            return None
+        same = (blob.size, blob.checksum, blob.codec) == facts
+        if not same or blob.handler != planned.handler or not self._is_whole(blob):
+            staged.unshared.add(i)
+            return None
+        staged.reused.add(blob.location)
+        return Part(planned.name, blob)
+
+    def _executable_digest(self, planned: PlannedPart, codec: str, checksum: str) -> str:
+        """What a blob that may run code is shared by: its format, and the checksum of its bytes."""
+        hasher = digests.new_digest(self._policy.digest or "blake3")
+        text = _to_text([planned.handler, planned.format_version, codec, checksum])
+        hasher.update(b"blobstore:executable:1\0" + text.encode())
+        return hasher.hexdigest()
 
     def _encode_small(self, staged: _Staged, i: int) -> Part | None:
         """Encode in memory, to be kept in the index; None if that is too large."""
@@ -326,7 +393,7 @@ class Committer:
             codec=encoding.codec,
             handler=planned.handler,
             format_version=planned.format_version,
-            digest=None if i in staged.unshared else staged.digests[i],
+            digest=None if planned.executable or i in staged.unshared else staged.digests[i],
             created_us=now_us(),
         )
         if self._announces:
@@ -341,21 +408,18 @@ class Committer:
             # The store chose the place: only the few steps since then are not covered.
             self._index.announce([blob._replace(location=location, state="pending")])
             self._index.forget(self._index.condemn([wanted], now_us()))
-        return Part(
-            planned.name,
-            blob._replace(
-                location=location,
-                size=sink.size,
-                checksum=digests.checksum_text(hasher, executable=planned.executable),
-            ),
-        )
+        checksum = digests.checksum_text(hasher, executable=planned.executable)
+        blob = blob._replace(location=location, size=sink.size, checksum=checksum)
+        if planned.executable and self._policy.digest and i not in staged.unshared:
+            blob = blob._replace(digest=self._executable_digest(planned, blob.codec, checksum))
+        return Part(planned.name, blob)
 
     # --- the switch ---
 
     def _commit_staged(self, staged: Sequence[_Staged]) -> list[Entry]:
         commit_id = keys.random_id()
         for _ in range(_ATTEMPTS):
-            operations = [self._operation(item) for item in staged]
+            operations = [self._operation(item, commit_id) for item in staged]
             result = self._commit(staged, operations, commit_id)
             if not result.missing:
                 self._settle(result)
@@ -372,12 +436,12 @@ class Committer:
             "try again"
         )
 
-    def _operation(self, staged: _Staged) -> Put:
-        plan = staged.planned.plan
+    def _operation(self, staged: _Staged, commit_id: str) -> Put:
+        plan, handler = staged.planned.plan, staged.planned.handler
         parts = tuple(part for part in staged.parts if part is not None)
         draft = EntryDraft(
             key=staged.key,
-            handler=staged.planned.handler.name,
+            handler=handler.name,
             data_type=plan.data_type,
             info_text=staged.info_text,
             metadata_text=staged.request.metadata_text,
@@ -387,7 +451,11 @@ class Committer:
         )
         expected = staged.request.expected
         if self._policy.digest is not None and staged.request.keeps:
-            expected = "absent"
+            expected = staged.unvouched or "absent"
+            if staged.unvouched is not None:
+                draft = draft._replace(metadata_text=staged.unvouched.metadata_text)
+        if handler.runs_code and self._signer is not None:
+            draft = draft._replace(signature=self._signer.sign(draft, draft.key, commit_id))
         return Put(draft, frozenset(staged.reused), expected)
 
     def _commit(

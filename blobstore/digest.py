@@ -74,6 +74,11 @@ def checksum_like(text: str) -> tuple[Hasher, bool]:
     return new_checksum(executable=executable), executable
 
 
+def is_cryptographic(checksum: str) -> bool:
+    """Whether nobody can make other bytes that have this checksum."""
+    return checksum.startswith("blake3:")
+
+
 def checksum_of(data: Buffer, like: str) -> str:
     """The checksum of bytes in memory, by the algorithm that `like` names."""
     if like.startswith("blake3:"):

@@ -11,9 +11,10 @@ import functools
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 from blobstore import digest
 from blobstore.entry import Entry, Part
@@ -27,20 +28,50 @@ from blobstore.errors import (
     UnavailableError,
     UntrustedTypeError,
 )
+from blobstore.limits import MAX_DECOMPRESSED
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, StoredPart
 from blobstore.registry import HandlerSet
+from blobstore.signing import Signer
 from blobstore.streams import CHUNK, BytesSource, Source, WrappedReader
+from blobstore.trust import EVERYTHING, NO_TYPES, Trust, TypePatterns
 
 if TYPE_CHECKING:
     from blobstore.wrappers.local_cache import LocalCacheStore
 
 T = TypeVar("T")
 
+Pickle = Literal["signed", "allow", "deny"]
+
 _IN_MEMORY = 1 << 20
 """Blobs up to this size are read once, into memory, and checked there. Larger ones are read twice,
 from the page cache, because fresh memory for all of one costs more than that."""
 
 _ATTEMPTS = 10
+
+_SIGNED = Trust(everything=True, reason="")
+_SIGNED_DATA = Trust(
+    reason="its checksum is no proof against being altered on purpose", max_decompressed=1 << 62
+)
+"""Of a part of a signed entry whose checksum is not cryptographic: arrays, which run no code."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPolicy:
+    """What a store lets its entries do when they are read.
+
+    Attributes
+    ----------
+    pickle : {"signed", "allow", "deny"}
+        Which entries may run code: those that the reader signed, all, or none.
+    types : TypePatterns
+        Types that entries may name which are not signed.
+    max_decompressed : int
+        Bytes that a part may grow to; see `blobstore.limits`.
+    """
+
+    pickle: Pickle = "signed"
+    types: TypePatterns = NO_TYPES
+    max_decompressed: int = MAX_DECOMPRESSED
 
 
 class Reader:
@@ -53,8 +84,9 @@ class Reader:
     handlers : HandlerSet
     verify : bool
         Check every part before decoding it. Parts that may run code are always checked.
-    unpickle : bool
-        False: handlers that may run code are refused.
+    policy : LoadPolicy
+    signer : Signer, optional
+        Tells which entries are the reader's own; without it none are.
     cache : LocalCacheStore, optional
         Copies of the objects, which are read in their place. What is found damaged there is read
         again from the objects themselves before it is an error.
@@ -67,7 +99,8 @@ class Reader:
         handlers: HandlerSet,
         *,
         verify: bool,
-        unpickle: bool,
+        policy: LoadPolicy,
+        signer: Signer | None = None,
         cache: LocalCacheStore | None = None,
     ) -> None:
         self._index = index
@@ -75,7 +108,10 @@ class Reader:
         self._cache = cache
         self._handlers = handlers
         self._verify = verify
-        self._unpickle = unpickle
+        self._policy = policy
+        self._signer = signer
+        limits = Trust(types=policy.types, max_decompressed=policy.max_decompressed)
+        self._plain = EVERYTHING if policy.pickle == "allow" else limits
 
     def load(self, entry: Entry, **options: Any) -> Any:
         """Read the object of an entry, or of the one that took its place meanwhile.
@@ -87,7 +123,7 @@ class Reader:
         IntegrityError
             A blob is gone, cut short or altered.
         UntrustedTypeError
-            Loading would unpickle, and this store never does.
+            Loading would run code that is neither the reader's own nor trusted.
         """
         if entry.inline:  # nothing can be gone
             return self._load_inline(entry, options)
@@ -98,9 +134,10 @@ class Reader:
     def _load(self, entry: Entry, options: dict[str, Any]) -> Any:
         for current in self._versions(entry):
             handler = self._handler(current)
+            trust = self._trust(current, handler)
             with contextlib.suppress(_SupersededError), self._opened(current) as sources:
                 parts = {
-                    part.name: self._checked(current, part, source, handler)
+                    part.name: self._checked(current, part, source, handler, trust)
                     for part, source in zip(current.parts, sources, strict=True)
                 }
                 with _reading(current):
@@ -113,7 +150,7 @@ class Reader:
         data = part.payload or b""
         if self._verify or handler.runs_code:
             _verify_bytes(entry.key, part, data)
-        stored = _stored(part, BytesSource(data))
+        stored = _stored(part, BytesSource(data), self._trust(entry, handler))
         with _reading(entry):
             return handler.read({part.name: stored}, _info(entry.info_text), **options)
 
@@ -134,7 +171,7 @@ class Reader:
             handler = self._handler(current)
             with contextlib.suppress(_SupersededError), self._opened(current) as sources:
                 parts = {
-                    part.name: _stored(part, self._checking(current, part, source))
+                    part.name: _stored(part, self._checking(current, part, source), self._plain)
                     for part, source in zip(current.parts, sources, strict=True)
                 }
                 return handler.open(parts, _info(current.info_text))
@@ -166,13 +203,22 @@ class Reader:
 
     def _handler(self, entry: Entry) -> Handler:
         handler = self._handlers.by_name(entry.handler)
-        if handler.runs_code and not self._unpickle:
+        if handler.runs_code and self._policy.pickle == "deny":
             raise UntrustedTypeError(
                 f"{entry.key!r} is stored as a pickle, and the store was opened with "
-                "pickle='deny': open it with pickle='signed' or 'allow' if you trust its writers",
+                "pickle='deny': open it with pickle='signed', which loads plain data and what you "
+                "stored yourself, or with 'allow' if you trust its writers",
                 key=entry.key,
             )
         return handler
+
+    def _trust(self, entry: Entry, handler: Handler) -> Trust:
+        """What the bytes of an entry may do."""
+        if not handler.runs_code or self._plain is EVERYTHING:
+            return self._plain
+        signer = self._signer
+        doubt = "there is no key to check it with" if signer is None else signer.doubt(entry)
+        return _SIGNED if doubt is None else replace(self._plain, reason=doubt)
 
     def _versions(self, entry: Entry) -> Iterator[Entry]:
         """The entry; then, each time its blobs were gone, the one that took its place."""
@@ -218,12 +264,14 @@ class Reader:
             return CheckedSource(source, entry.key, part, again=True)
         return CheckingSource(source, entry.key, part)
 
-    def _checked(self, entry: Entry, part: Part, source: Source, handler: Handler) -> StoredPart:
+    def _checked(
+        self, entry: Entry, part: Part, source: Source, handler: Handler, trust: Trust
+    ) -> StoredPart:
         if source.size != part.blob.size:
             _compare(entry.key, part, source.size, "no checksum: its size tells")
         if self._verify or handler.runs_code:
             source = CheckedSource(source, entry.key, part, again=handler.runs_code)
-        return _stored(part, source)
+        return _stored(part, source, trust)
 
 
 def _read_again(cache: LocalCacheStore, read: Callable[[], T]) -> T:
@@ -278,9 +326,11 @@ class _reading:  # noqa: N801 - used like a function, in a with statement
             raise type(exc)(f"{key!r} cannot be loaded: {exc}", key=key) from exc
 
 
-def _stored(part: Part, source: Source) -> StoredPart:
+def _stored(part: Part, source: Source, trust: Trust) -> StoredPart:
     blob = part.blob
-    return StoredPart(part.name, source, blob.codec, blob.handler, blob.format_version)
+    if trust is _SIGNED and not digest.is_cryptographic(blob.checksum):
+        trust = _SIGNED_DATA
+    return StoredPart(part.name, source, blob.codec, blob.handler, blob.format_version, trust)
 
 
 def _damage(key: str, part: Part, source: Source) -> list[BlobStoreError]:

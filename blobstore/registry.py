@@ -33,7 +33,9 @@ _EXTRA_OF = {
     "scipy": "scipy",
     "PIL": "pillow",
     "skops": "skops",
+    "xarray": "xarray",
     "yaml": "yaml",
+    "dotenv": "dotenv",
     "tenacity": "retry",
     "cryptography": "encryption",
     "typer": "cli",
@@ -303,6 +305,15 @@ handler_classes: Registry[Handler] = Registry(
     {
         "numpy": "blobstore.handlers.numpy:NumpyHandler",
         "pandas": "blobstore.handlers.pandas:PandasHandler",
+        "arrow": "blobstore.handlers.arrow_tables:ArrowHandler",
+        "polars": "blobstore.handlers.polars:PolarsHandler",
+        "torch": "blobstore.handlers.torch:TorchHandler",
+        "sparse": "blobstore.handlers.sparse:SparseHandler",
+        "dataclass": "blobstore.handlers.fields:DataclassHandler",
+        "pydantic": "blobstore.handlers.fields:PydanticHandler",
+        "xarray": "blobstore.handlers.xarray:XarrayHandler",
+        "image": "blobstore.handlers.image:ImageHandler",
+        "skops": "blobstore.handlers.skops:SkopsHandler",
         "bytes": "blobstore.handlers.text:BytesHandler",
         "bytearray": "blobstore.handlers.text:BytearrayHandler",
         "str": "blobstore.handlers.text:StrHandler",
@@ -312,19 +323,51 @@ handler_classes: Registry[Handler] = Registry(
     },
 )
 
+_SPARSE = ("csr", "csc", "bsr", "coo", "dia", "dok", "lil")
+
 _BUILTIN_TYPES: dict[str, tuple[str, ...]] = {
+    **{
+        f"scipy.sparse._{layout}.{layout}_{kind}": ("sparse",)
+        for layout in _SPARSE
+        for kind in ("array", "matrix")
+    },
     "numpy.ndarray": ("numpy",),
     "pandas.DataFrame": ("pandas",),
     "pandas.Series": ("pandas",),
     "pandas.core.frame.DataFrame": ("pandas",),
     "pandas.core.series.Series": ("pandas",),
+    "pyarrow.lib.Table": ("arrow",),
+    "pyarrow.lib.RecordBatch": ("arrow",),
+    "pyarrow.lib.ChunkedArray": ("arrow",),
+    "polars.dataframe.frame.DataFrame": ("polars",),
+    "polars.lazyframe.frame.LazyFrame": ("polars",),
+    "polars.series.series.Series": ("polars",),
     "builtins.bytes": ("bytes",),
     "builtins.bytearray": ("bytearray",),
     "builtins.str": ("str",),
     "builtins.dict": ("mapping",),
+    "builtins.list": ("mapping",),
+    "builtins.tuple": ("mapping",),
+    "collections.OrderedDict": ("mapping",),
+    "collections.defaultdict": ("mapping",),
+    "xarray.core.dataset.Dataset": ("xarray",),
+    "xarray.core.dataarray.DataArray": ("xarray",),
+    "torch.Tensor": ("torch",),
+    "torch.nn.parameter.Parameter": ("torch",),
     "blobstore.handlers.file.LocalFile": ("file",),
 }
 """Exact type -> built-in handlers to ask, so that no handler is imported to find out."""
+
+_BUILTIN_BASES: dict[str, tuple[str, ...]] = {
+    "pyarrow.lib.Array": ("arrow",),
+    "torch.nn.modules.module.Module": ("mapping",),
+    "torch.optim.optimizer.Optimizer": ("mapping",),
+    "PIL.Image.Image": ("image",),
+    "sklearn.base.BaseEstimator": ("skops",),
+    "pydantic.main.BaseModel": ("pydantic",),
+    "dataclasses.dataclass": ("dataclass",),
+}
+"""The same of types whose subclasses are meant too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,12 +474,35 @@ class HandlerSet:
         return usable
 
     def _find(self, cls: type) -> tuple[Handler, ...]:
-        name = f"{cls.__module__}.{cls.__qualname__}"
+        name, bases = _name_of(cls), base_names(cls)
         offered = self._offered()
         rivals = [
             handler
             for handler in (*self._own, *offered)
-            if name in handler.type_names or "*" in handler.type_names
+            if name in handler.type_names
+            or "*" in handler.type_names
+            or not bases.isdisjoint(handler.base_names)
         ]
-        builtin = [self.by_name(n) for n in (*_BUILTIN_TYPES.get(name, ()), "pickle")]
+        listed = [*_BUILTIN_TYPES.get(name, ())]
+        for base, names in _BUILTIN_BASES.items():
+            listed += names if base in bases else ()
+        builtin = [self.by_name(n) for n in dict.fromkeys((*listed, "pickle"))]
         return tuple(sorted((*rivals, *builtin), key=lambda handler: -handler.priority))
+
+
+def _name_of(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def base_names(cls: type) -> frozenset[str]:
+    """The names that `Handler.base_names` are compared with.
+
+    Examples
+    --------
+    >>> sorted(base_names(bool))
+    ['builtins.bool', 'builtins.int', 'builtins.object']
+    """
+    names = set(map(_name_of, cls.__mro__))
+    if "__dataclass_fields__" in cls.__dict__:
+        names.add("dataclasses.dataclass")
+    return frozenset(names)

@@ -21,6 +21,7 @@ from blobstore.arguments import (
     check_inline_allowed,
     check_local_cache,
     check_local_cache_allowed,
+    check_pickle,
     digest_algorithm,
     expected_of,
     keys_of,
@@ -33,7 +34,6 @@ from blobstore.commit import Committer, Request, WritePolicy
 from blobstore.entry import Entry, now_us
 from blobstore.errors import (
     ClosedError,
-    ConfigError,
     InvalidInputError,
     KeyNotFoundError,
     NotSupportedError,
@@ -41,6 +41,7 @@ from blobstore.errors import (
 )
 from blobstore.handlers.file import LocalFile
 from blobstore.keys import validate_key
+from blobstore.limits import MAX_DECOMPRESSED, check_limit
 from blobstore.maintenance import GcReport, VerifyReport
 from blobstore.protocols import (
     Copy,
@@ -52,15 +53,15 @@ from blobstore.protocols import (
     WriteOptions,
 )
 from blobstore.query import Query, Where
-from blobstore.reading import Reader
+from blobstore.reading import LoadPolicy, Pickle, Reader
 from blobstore.registry import HandlerSet
+from blobstore.signing import Keyring, Signer
 from blobstore.streams import copy_stream
+from blobstore.trust import TypePatterns
 
 if TYPE_CHECKING:
     from blobstore.wrappers.local_cache import LocalCacheStore
 
-Pickle = Literal["signed", "allow", "deny"]
-_PICKLE = ("signed", "allow", "deny")
 _BATCH = 1000
 
 
@@ -95,16 +96,24 @@ class BlobStore(Asking):
     fsync : bool
         An acknowledged put survives a power cut. Without it, it survives any crash of processes.
     pickle : {"signed", "allow", "deny"}
-        Which pickles may be loaded: "deny" none. Signatures are not made yet, so "signed" loads
-        what "allow" does. Bytes whose checksum fails are never unpickled, whatever this says.
+        What may run code when it is loaded: "signed" what you stored yourself, told by a signature
+        with your key (from others, plain data and arrays load, and `trusted_types`); "allow"
+        everything; "deny" nothing, then pickles do not load at all.
     trusted_types : iterable of str
-        Reserved for signed loading: patterns of type names to load without a signature.
+        Types that others' objects may be made of: ``"sklearn.*"``, ``"shop.models.Basket"``. What
+        is named here may be called with any arguments.
     readonly : bool
         Change nothing; every writing method raises `NotSupportedError`.
     verify_on_read : bool
         Compare checksums before decoding. Pickles are always checked.
     handlers : iterable of Handler, optional
         Handlers of your own, asked before the built-in ones of the same priority.
+    signing_keys : iterable of (bytes or str), optional
+        32 bytes each: the first signs, all verify. By default those of ``BLOBSTORE_SIGNING_KEY``,
+        else your own in ``~/.config/blobstore/signing.keys``, made when it is first needed.
+    max_decompressed_bytes : int
+        What a stream of others may grow to when it is decompressed, if that is over 256 times its
+        stored size.
     close_blob_backend : bool
         Whether an instance given as `blob_backend` is closed with the store.
     local_cache : path, optional
@@ -159,6 +168,8 @@ class BlobStore(Asking):
         readonly: bool = False,
         verify_on_read: bool = True,
         handlers: Iterable[Handler] | None = None,
+        signing_keys: Iterable[bytes | str] | None = None,
+        max_decompressed_bytes: int = MAX_DECOMPRESSED,
         close_blob_backend: bool = False,
         local_cache: str | os.PathLike[str] | None = None,
         local_cache_bytes: int = 10 << 30,
@@ -166,8 +177,10 @@ class BlobStore(Asking):
         self._closed = True  # until everything is open
         codec, level = codecs.validate(compression, compression_level)
         algorithm = digest_algorithm(content_addressable)
-        if pickle not in _PICKLE:
-            raise ConfigError(f"pickle must be one of {', '.join(_PICKLE)}, not {pickle!r}")
+        types = TypePatterns(trusted_types)
+        self._policy = LoadPolicy(check_pickle(pickle), types, check_limit(max_decompressed_bytes))
+        own_keys = None if signing_keys is None else list(signing_keys)
+        keyring = Keyring(own_keys)
         if inline_max_bytes is not None:
             check_inline(inline_max_bytes)
         copies_path = check_local_cache(local_cache, local_cache_bytes)
@@ -186,15 +199,18 @@ class BlobStore(Asking):
             "inline_max_bytes": inline_max_bytes,
             "fsync": fsync,
             "pickle": pickle,
-            "trusted_types": tuple(trusted_types),
+            "trusted_types": types.patterns,
             "readonly": readonly,
             "verify_on_read": verify_on_read,
             "handlers": own_handlers,
+            "signing_keys": own_keys,
+            "max_decompressed_bytes": max_decompressed_bytes,
             "close_blob_backend": close_blob_backend,
             "local_cache": copies_path,
             "local_cache_bytes": local_cache_bytes,
         }
         self._open(backend, blob_backend, fsync=bool(fsync), inline_max_bytes=inline_max_bytes)
+        self._signer = Signer(self._store_id, keyring)
         self._cache = self._open_cache()
         if close_blob_backend and self._objects is blob_backend:
             self._owned.append(self._objects)
@@ -209,6 +225,7 @@ class BlobStore(Asking):
                 fsync=bool(fsync),
                 syncs_itself=bool(fsync) and self._made_both,
             ),
+            self._signer,
         )
         self._reader = self._make_reader(self._cache)
         self._closed = False
@@ -262,7 +279,8 @@ class BlobStore(Asking):
             self._objects,
             self._handlers,
             verify=bool(self._arguments["verify_on_read"]),
-            unpickle=self._arguments["pickle"] != "deny",
+            policy=self._policy,
+            signer=self._signer,
             cache=cache,
         )
 
@@ -554,7 +572,8 @@ class BlobStore(Asking):
             False if there is no such key.
         """
         self._writable()
-        patch = Patch(validate_key(key), _metadata.to_text(metadata), now_us(), replace)
+        changes = _metadata.to_text(metadata)
+        patch = Patch(validate_key(key), changes, now_us(), replace, sign=self._signer.renew)
         return self._committer.apply([patch]).entries[0] is not None
 
     def update_many(
@@ -597,7 +616,14 @@ class BlobStore(Asking):
             remedy="to change all entries, give a condition that all meet: @size >= 0",
         )
         text = _metadata.to_text(metadata)
-        return changing.update_matching(self._index, self._committer, query, text, replace=replace)
+        return changing.update_matching(
+            self._index,
+            self._committer,
+            query,
+            text,
+            replace=replace,
+            sign=self._signer.renew,
+        )
 
     def delete(self, key: str) -> bool:
         """Remove a key; its bytes go with the last key that shares them.
@@ -714,7 +740,8 @@ class BlobStore(Asking):
 
     def _copy(self, source: str, target: str, *, overwrite: bool, move: bool) -> str:
         self._writable()
-        operation = Copy(validate_key(source), validate_key(target), now_us(), overwrite, move)
+        keys = validate_key(source), validate_key(target)
+        operation = Copy(*keys, now_us(), overwrite, move, self._signer.renew)
         if self._committer.apply([operation]).entries[0] is None:
             raise KeyNotFoundError(f"there is no key {source!r} in {self.path}", key=source)
         return operation.target

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 import threading
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Signing keys are made here, also by child processes, and never in the home of whoever runs the tests.
+_CONFIG = tempfile.mkdtemp(prefix="blobstore-config-")
+os.environ["XDG_CONFIG_HOME"] = _CONFIG
+os.environ.pop("BLOBSTORE_SIGNING_KEY", None)
+atexit.register(shutil.rmtree, _CONFIG, ignore_errors=True)
 
 pytest_plugins = ["servers.fixtures"]
 

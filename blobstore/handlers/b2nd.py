@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Literal
 import blosc2
 import numpy as np
 
+from blobstore import limits
 from blobstore.errors import DecodeError, from_os_error
 from blobstore.handlers.dtypes import parse_dtype
 from blobstore.handlers.grid import BLOCK, Array, Bytes, Grid, copy_tiled, pieces, raw_bytes
@@ -460,6 +461,8 @@ class FrameReader:
         else:
             wanted = range(*rows.indices(self.shape[0]))
         shape = (len(wanted), *self.shape[1:]) if self.shape else ()
+        size = math.prod(shape) * self.dtype.itemsize
+        limits.check_allocation(size, f"an array of shape {shape}")
         result = np.empty(shape, self.dtype, order)
         if not result.size:
             return result

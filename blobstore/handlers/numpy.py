@@ -19,10 +19,10 @@ from blobstore.errors import DecodeError, InvalidInputError, UnsupportedTypeErro
 from blobstore.handlers import b2nd
 from blobstore.handlers.dtypes import dtype_text, padding, parse_dtype
 from blobstore.handlers.grid import CHUNK_PLAIN, Array, Grid, pieces, raw_bytes
+from blobstore.handlers.leaves import LeafHandler
 from blobstore.handlers.options import refuse_options
 from blobstore.protocols import (
     Encoding,
-    Handler,
     Plan,
     PlannedPart,
     StoredPart,
@@ -36,7 +36,7 @@ _SAMPLE = 1 << 14
 """What is compressed to find out whether compression pays: 128 KiB from all over the array."""
 
 
-class NumpyHandler(Handler):
+class NumpyHandler(LeafHandler):
     """`numpy.ndarray` of every dtype without Python objects.
 
     Values come back bit for bit, with dtype, shape and memory order, in writable memory of their

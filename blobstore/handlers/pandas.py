@@ -3,13 +3,11 @@
 Any tool reads the file: the columns have their names, types and values as Parquet has them, and
 the standard ``pandas`` metadata. What Parquet does not know (dtypes, indexes, categories, attrs) is
 JSON in the metadata ``blobstore``. A frame of which any part would come back otherwise is refused,
-and pickled. lz4, zstd and gzip are the codecs of Parquet; blosclz, which it does not have, is lz4.
+and pickled.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,18 +17,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from blobstore.codecs import MIN_SAVING
 from blobstore.digest import Canonical
-from blobstore.errors import (
-    BlobStoreError,
-    DecodeError,
-    InvalidInputError,
-    UnsupportedTypeError,
-    from_os_error,
-)
+from blobstore.errors import DecodeError, InvalidInputError, UnsupportedTypeError
 from blobstore.handlers.arrow import update_blocks
 from blobstore.handlers.frame_columns import (
     Builder,
@@ -54,45 +44,27 @@ from blobstore.handlers.frame_schema import (
     stored_types,
     type_of,
 )
+from blobstore.handlers.leaves import LeafHandler
+from blobstore.handlers.parquet import ParquetPart, TableContent, decoding
 from blobstore.handlers.parquet_names import field_names, pandas_metadata
 from blobstore.protocols import (
-    Encoding,
-    Handler,
     Plan,
-    PlannedPart,
     StoredPart,
     WriteOptions,
 )
-from blobstore.streams import Buffer, Hasher, Sink, Source
+from blobstore.streams import Hasher
 
 FACTS_KEY = b"blobstore"
 
-_ROW_GROUP_BYTES = 64 << 20
 _READ_BYTES = 64 << 20
-_SMALL = 1 << 20
-_ROW_GROUP_ROWS = (1 << 14, 1 << 20)
 _MAX_FACTS = 32 << 20
-_SAMPLES = 4
-_SAMPLE_ROWS = (64, 1024)  # of a stretch; fewer in wide frames
-_SAMPLE_BYTES = 1 << 20
-_DISTINCT = 0.9  # of the values of a sample: with more, no dictionary
 _SHOWN = 100
 _FEW_BLOCKS = 64
-_CODECS = {"lz4": "lz4", "blosclz": "lz4", "zstd": "zstd", "gzip": "gzip", "none": "none"}
 _TYPED = ("format", "columns", "types", "index")  # which a digest says in its own way
-_MALFORMED = (
-    pa.ArrowException,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True)
-class _Content:
+class _Content(TableContent):
     """A frame or series taken apart; nothing large is copied but text that is not Arrow's."""
 
     obj: Any
@@ -166,29 +138,14 @@ def _take_apart(obj: pd.DataFrame | pd.Series[Any]) -> _Content:
     return content
 
 
-class _SinkFile(io.RawIOBase):
-    """What pyarrow writes to: every byte goes on to the sink at once."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Buffer, /) -> int:  # type: ignore[override]
-        return self._sink.write(data)
-
-
-class _FramePart(PlannedPart):
+class _FramePart(ParquetPart):
     """A frame about to become a Parquet file."""
 
     handler = "pandas"
 
     def __init__(self, content: _Content, options: WriteOptions) -> None:
+        super().__init__(content, options, {FACTS_KEY: content.facts_text})
         self._content = content
-        self._codec = _CODECS[options.codec]
-        self._level = _parquet_level(self._codec, options.level)
-        self.size_hint = content.nbytes
 
     def digest(self, hasher: Hasher) -> None:
         """Feed facts and values; codec, row groups and field names have no part in it."""
@@ -197,111 +154,8 @@ class _FramePart(PlannedPart):
         for column in content.columns:
             update_blocks(hasher, content.rows, column.rows)
 
-    def encoding(self) -> Encoding:
-        """The codec, if it makes any column of a sample smaller."""
-        used = self._writer_options["compression"] != "none"
-        return Encoding(self._codec if used else "none", ".parquet")
 
-    def write(self, sink: Sink) -> None:
-        """Stream row groups into `sink`."""
-        content, schema = self._content, self._schema
-        step = _rows_per_group(content)
-        with pq.ParquetWriter(_SinkFile(sink), schema, **self._writer_options) as writer:
-            for start in range(0, content.rows, step):
-                stop = min(content.rows, start + step)
-                writer.write_table(content.table(start, stop, schema), row_group_size=step)
-            writer.add_key_value_metadata({FACTS_KEY: content.facts_text})
-
-    @cached_property
-    def _schema(self) -> pa.Schema:
-        return self._content.schema()
-
-    @cached_property
-    def _sample(self) -> pa.Table:
-        """A few stretches of rows, spread over the frame, as plain values."""
-        rows = self._content.rows
-        fewest, most = _SAMPLE_ROWS
-        each = max(1, self._content.nbytes // max(1, rows))
-        stretch = max(fewest, min(most, _SAMPLE_BYTES // _SAMPLES // each))
-        if rows <= _SAMPLES * stretch:
-            spans = [(0, rows)]
-        else:
-            starts = [(rows - stretch) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
-            spans = [(start, start + stretch) for start in starts]
-        tables = [self._content.table(*span, self._schema) for span in spans]
-        return pa.concat_tables([_plain_table(table) for table in tables])
-
-    @cached_property
-    def _column_codecs(self) -> dict[str, str]:
-        """Codec of each leaf column: noise is stored as it is, beside what does shrink."""
-        sample = io.BytesIO()
-        options = {"compression": self._codec, "use_dictionary": self._repetitive}
-        pq.write_table(self._sample, sample, **options)
-        found = pq.ParquetFile(sample).metadata
-        if not found.num_row_groups:
-            return {}
-        leaves = [found.row_group(0).column(i) for i in range(found.num_columns)]
-        return {
-            leaf.path_in_schema: self._codec
-            if leaf.total_compressed_size <= leaf.total_uncompressed_size * (1 - MIN_SAVING)
-            else "none"
-            for leaf in leaves
-        }
-
-    @cached_property
-    def _repetitive(self) -> list[str] | bool:
-        """Columns for which Parquet is to try a dictionary: where it is in vain, it costs time."""
-        table = self._sample
-        if any(field.type.num_fields for field in table.schema):
-            return True
-        return [name for name in table.column_names if _repeats(table.column(name))]
-
-    @cached_property
-    def _writer_options(self) -> dict[str, Any]:
-        codecs = self._column_codecs if self._codec != "none" else {}
-        packed = [path for path, codec in codecs.items() if codec != "none"]
-        options: dict[str, Any] = {
-            "compression": codecs if packed else "none",
-            "use_dictionary": self._repetitive,
-        }
-        if packed and self._level is not None:
-            options["compression_level"] = dict.fromkeys(packed, self._level)
-        return options
-
-
-def _repeats(sample: pa.ChunkedArray) -> bool:
-    try:
-        distinct = len(pc.unique(sample))
-    except pa.ArrowNotImplementedError:
-        return True
-    return bool(distinct <= len(sample) * _DISTINCT)
-
-
-def _plain_table(table: pa.Table) -> pa.Table:
-    """Without dictionaries, whose unused values would count in a sample."""
-    kinds = [
-        field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
-        for field in table.schema
-    ]
-    return table.cast(pa.schema(kinds))
-
-
-def _parquet_level(codec: str, level: int) -> int | None:
-    """The level for pyarrow; lz4 is fast up to 3, and the high compression of that level above."""
-    if codec == "none" or not pa.Codec.supports_compression_level(codec):
-        return None
-    return None if codec == "lz4" and level <= 3 else level
-
-
-def _rows_per_group(content: _Content) -> int:
-    fewest, most = _ROW_GROUP_ROWS
-    if not content.rows:
-        return most
-    each = max(1, content.nbytes // content.rows)
-    return max(fewest, min(most, _ROW_GROUP_BYTES // each))
-
-
-class PandasHandler(Handler):
+class PandasHandler(LeafHandler):
     """Frames and series as Parquet.
 
     Examples
@@ -368,7 +222,7 @@ class PandasHandler(Handler):
         wanted = _read_options(options)
         if set(parts) != {"data"}:
             raise DecodeError(f"a frame has one part, 'data', not {sorted(parts)}")
-        with _decoding(parts["data"].source, whole=wanted is None) as file:
+        with decoding(parts["data"].source, whole=wanted is None) as file:
             return _read_file(file, wanted)
 
 
@@ -399,29 +253,6 @@ def _read_options(options: Mapping[str, Any]) -> list[Any] | None:
     if not isinstance(columns, list | tuple | pd.Index):
         raise InvalidInputError(f"columns must be a list of labels, not {columns!r}")
     return list(columns)
-
-
-@contextlib.contextmanager
-def _decoding(source: Source, *, whole: bool) -> Iterator[Any]:
-    """Open a Parquet file; whatever is wrong with it is a `DecodeError`."""
-    try:
-        if not whole:  # some columns: only the ranges that they lie in are asked for
-            with source.open() as raw, pa.PythonFile(raw, mode="r") as file:
-                yield file
-            return
-        if source.size <= _SMALL:
-            yield pa.BufferReader(source.read())
-            return
-        with source.path() as path, pa.OSFile(str(path)) as file:
-            yield file  # Arrow reads by itself, in threads of its own
-    except BlobStoreError:
-        raise
-    except OSError as exc:
-        if exc.errno is not None:
-            raise from_os_error(exc, "reading a Parquet file") from exc
-        raise DecodeError(f"this is no Parquet file: {exc}") from exc
-    except _MALFORMED as exc:
-        raise DecodeError(f"this is no Parquet file of blobstore: {exc!r}") from exc
 
 
 def _read_file(file: Any, wanted: list[Any] | None) -> pd.DataFrame | pd.Series[Any]:

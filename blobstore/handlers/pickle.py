@@ -23,6 +23,7 @@ from blobstore.handlers.stream import StreamPart, open_stream, read_stream
 from blobstore.protocols import Handler, Plan, StoredPart, WriteOptions
 from blobstore.registry import handler_classes
 from blobstore.streams import CHUNK, Buffer, Hasher
+from blobstore.trust import Trust
 
 MAGIC = b"BLOBPKL1"
 _PROTOCOL = 5
@@ -74,7 +75,7 @@ class PickleHandler(Handler):
         return Plan("object", {"type": f"{cls.__module__}.{cls.__qualname__}"}, (part,))
 
     def read(self, parts: Mapping[str, StoredPart], info: Mapping[str, Any], **options: Any) -> Any:
-        """Unpickle."""
+        """Unpickle, as far as the part is trusted."""
         refuse_options(self, options)
         return load(parts["data"])
 
@@ -116,19 +117,28 @@ def frame(pickled: bytes, buffers: Sequence[memoryview]) -> list[Buffer]:
     return [header, pickled, *buffers]
 
 
-def load(part: StoredPart, unpickler: Callable[..., pickle.Unpickler] = pickle.Unpickler) -> Any:
-    """Unpickle a stream written by `dump`, whose checksum was verified.
+def load(part: StoredPart, resolve: Callable[[Any], Any] | None = None) -> Any:
+    """Unpickle a stream written by `dump`, whose checksum was verified, as far as it is trusted.
+
+    Parameters
+    ----------
+    part : StoredPart
+        Its `trust` decides what the pickle may do; see `blobstore.handlers.unpickling`.
+    resolve : callable, optional
+        Gives the object that a persistent id stands for.
 
     Raises
     ------
+    UntrustedTypeError
+        It names what is neither harmless nor trusted.
     DecodeError
         It needs a class or module that is not here, or is no such stream.
     """
     try:
         if part.source.size <= CHUNK:
-            return _load_bytes(read_stream(part), unpickler)
+            return _load_bytes(read_stream(part), part.trust, resolve)
         with codecs.decoding(part.codec, f"part {part.name!r}"), open_stream(part) as stream:
-            return _load_stream(stream, unpickler)
+            return _load_stream(stream, part.trust, resolve)
     except (ImportError, AttributeError) as exc:
         raise DecodeError(
             f"the stored object needs something that is not here: {exc}. Install or import the "
@@ -141,22 +151,50 @@ def load(part: StoredPart, unpickler: Callable[..., pickle.Unpickler] = pickle.U
         raise DecodeError(f"the stored object cannot be unpickled: {exc!r}") from exc
 
 
-def _load_bytes(data: bytes, unpickler: Callable[..., pickle.Unpickler]) -> Any:
-    if unpickler is pickle.Unpickler and not data.startswith(MAGIC):
-        return pickle.loads(data)  # the same, without a stream in between
-    return _load_stream(io.BytesIO(data), unpickler)
+def _load_bytes(data: bytes, trust: Trust, resolve: Callable[[Any], Any] | None) -> Any:
+    if data.startswith(MAGIC):
+        return _load_stream(io.BytesIO(data), trust, resolve)
+    return _unpickle(data, None, trust, resolve)
 
 
-def _load_stream(stream: BinaryIO, unpickler: Callable[..., pickle.Unpickler]) -> Any:
+def _load_stream(stream: BinaryIO, trust: Trust, resolve: Callable[[Any], Any] | None) -> Any:
     """Read all bytes before any is unpickled: their checksum is compared at the end."""
     start = stream.read(len(MAGIC))
     if start != MAGIC:
-        return unpickler(io.BytesIO(start + stream.read())).load()
+        return _unpickle(start + stream.read(), None, trust, resolve)
     length, count = struct.unpack("<QI", stream.read(12))
     sizes = struct.unpack(f"<{count}Q", stream.read(8 * count))
     pickled = _exactly(stream, length)
     buffers = [_exactly(stream, size) for size in sizes]
-    return unpickler(io.BytesIO(pickled), buffers=buffers).load()
+    return _unpickle(pickled, buffers, trust, resolve)
+
+
+def _unpickle(
+    data: bytes | bytearray,
+    buffers: list[bytearray] | None,
+    trust: Trust,
+    resolve: Callable[[Any], Any] | None,
+) -> Any:
+    if not trust.everything:
+        from blobstore.handlers.unpickling import load_untrusted
+
+        return load_untrusted(data, trust, buffers=buffers, resolve=resolve)
+    if resolve is None:
+        return pickle.loads(data, buffers=buffers)
+    return _Resolving(io.BytesIO(data), buffers, resolve).load()
+
+
+class _Resolving(pickle.Unpickler):
+    """Gets the objects that persistent ids stand for from `resolve`."""
+
+    def __init__(
+        self, file: BinaryIO, buffers: list[bytearray] | None, resolve: Callable[[Any], Any]
+    ) -> None:
+        super().__init__(file, buffers=buffers)
+        self._resolve = resolve
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self._resolve(pid)
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytearray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
-from blobstore import codecs
+from blobstore import codecs, limits
 from blobstore.errors import DecodeError
 from blobstore.protocols import Encoding, PlannedPart, StoredPart, WriteOptions
 from blobstore.streams import CHUNK, Buffer, Hasher, Sink, WrappedReader
@@ -99,12 +100,21 @@ def read_stream(part: StoredPart) -> bytes:
     DecodeError
         The part is not of the codec it was recorded with.
     """
-    if part.source.size > CHUNK and part.codec != "none":
-        # One copy of the compressed bytes less in memory.
+    codec = codecs.get(part.codec)
+    size = part.source.size
+    # In a stream, large data takes one copy less in memory, and a bomb is noticed as it grows.
+    if part.codec != "none" and (size > CHUNK or size * codec.max_ratio > _limit(part)):
         with codecs.decoding(part.codec, f"part {part.name!r}"), open_stream(part) as stream:
             return stream.read()
     with codecs.decoding(part.codec, f"part {part.name!r}"):
-        return codecs.get(part.codec).decompress(part.source.read())
+        return codec.decompress(part.source.read())
+
+
+def _limit(part: StoredPart) -> int:
+    """How many bytes the part may be decompressed to."""
+    if part.trust.everything:
+        return sys.maxsize
+    return limits.allowed_growth(part.source.size, part.trust.max_decompressed)
 
 
 def open_stream(part: StoredPart) -> BinaryIO:
@@ -122,6 +132,7 @@ class _Owning(WrappedReader):
         self._stream = codecs.get(part.codec).reader(raw)
         super().__init__(raw)
         self._part = part
+        self._limit = _limit(part)
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         try:
@@ -132,13 +143,18 @@ class _Owning(WrappedReader):
                 pass
             raise
         buffer[: len(data)] = data
+        self._check_growth()
         return len(data)
+
+    def _check_growth(self) -> None:
+        if self._stream.tell() > self._limit:
+            raise limits.bomb(f"part {self._part.name!r}", self._limit)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         with codecs.decoding(self._part.codec, f"part {self._part.name!r}"):
             if whence == io.SEEK_END:
                 while self._stream.read(CHUNK):
-                    pass
+                    self._check_growth()
                 offset, whence = offset + self._stream.tell(), io.SEEK_SET
             return self._stream.seek(offset, whence)
 

@@ -23,7 +23,9 @@ from blobstore.protocols.metadata_backend import (
     Operation,
     Patch,
     Put,
+    Sign,
     check_expected,
+    signature_after,
 )
 from blobstore.protocols.object_store import (
     BlobBackend,
@@ -53,9 +55,11 @@ __all__ = [
     "Plan",
     "PlannedPart",
     "Put",
+    "Sign",
     "StoredPart",
     "Values",
     "WriteOptions",
     "check_expected",
     "check_range",
+    "signature_after",
 ]

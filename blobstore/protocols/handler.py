@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, ClassVar
 
 from blobstore.errors import NotSupportedError
 from blobstore.streams import Hasher, Sink, Source
+from blobstore.trust import NOTHING, Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,9 @@ class StoredPart:
     source : Source
     codec, handler, format_version : str, str, int
         What the blob was written with.
+    trust : Trust
+        What its bytes may have imported and run. A handler that has `runs_code` asks it before it
+        looks up a class or function that the bytes name.
     """
 
     name: str
@@ -109,6 +113,7 @@ class StoredPart:
     codec: str
     handler: str
     format_version: int
+    trust: Trust = NOTHING
 
 
 class Handler(ABC):
@@ -124,14 +129,20 @@ class Handler(ABC):
         Of two handlers that can handle an object the higher one does.
     type_names : tuple of str
         Exact types by ``module.qualname``, compared without importing anything; "*" is any type.
+    base_names : tuple of str
+        Types in the same way, of which subclasses are meant as well; "dataclasses.dataclass" stands
+        for every class that this decorator made.
     runs_code : bool
-        Whether `read` may run code that the stored bytes name (pickle).
+        Whether `read` may run code that the stored bytes name: unpickle, or import a class and
+        make an object of it. Entries of such handlers are signed, and what their parts may name
+        is in `StoredPart.trust`. The parts that it is read from are planned as `executable`.
     """
 
     name: ClassVar[str]
     format_version: ClassVar[int] = 1
     priority: ClassVar[int] = 0
     type_names: ClassVar[tuple[str, ...]]
+    base_names: ClassVar[tuple[str, ...]] = ()
     runs_code: ClassVar[bool] = False
 
     @abstractmethod

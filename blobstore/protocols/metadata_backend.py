@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -21,6 +21,10 @@ from blobstore.streams import Closeable
 Expected = int | Entry | Literal["any", "absent", "present"]
 """What must be true of the key at commit: a version, an entry's id and version, or one of
 "any" (nothing), "absent" (`KeyExistsError` if it is taken), "present" (`KeyNotFoundError` if not)."""
+
+Sign = Callable[[Entry, Entry], str | None]
+"""What an index asks inside a commit that makes one entry out of another: given the old one, and the
+new one in all but id, version, times and signature, what the signature of the new one is."""
 
 
 def check_expected(key: str, entry: Entry | None, expected: Expected) -> None:
@@ -107,7 +111,8 @@ class Copy:
     """Set `target` to what `source` is, sharing its blobs.
 
     A fresh entry at version 1, unless it replaces one. With `move`, `source` goes in the same
-    commit.
+    commit. The signature is what `sign` gives for the source and the new entry; without `sign`
+    there is none, since it was of another key.
     """
 
     source: str
@@ -115,20 +120,31 @@ class Copy:
     now_us: int
     overwrite: bool = True
     move: bool = False
+    sign: Sign | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """Change the metadata of a key: shallow merge of `metadata_text`, or `replace` all of it."""
+    """Change the metadata of a key: shallow merge of `metadata_text`, or `replace` all of it.
+
+    The signature is what `sign` gives for the old and the new entry; without `sign` there is none,
+    since it was of other metadata.
+    """
 
     key: str
     metadata_text: str
     now_us: int
     replace: bool = False
     expected: Expected = "any"
+    sign: Sign | None = None
 
 
 Operation = Put | Delete | Copy | Patch
+
+
+def signature_after(operation: Copy | Patch, old: Entry, new: Entry) -> str | None:
+    """The signature of what a `Copy` or `Patch` makes of an entry."""
+    return None if operation.sign is None else operation.sign(old, new)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,9 @@ from blobstore.digest import new_digest
 from blobstore.errors import BlobStoreError, InvalidInputError
 from blobstore.keys import is_location, new_location
 from blobstore.protocols import Encoding, Handler, Plan, StoredPart, WriteOptions
+from blobstore.registry import base_names
 from blobstore.streams import Buffer, BytesSource, FileSource, HashingSink, MemorySink, Sink, Source
+from blobstore.trust import EVERYTHING
 
 LEVELS = (1, 5, 9)
 _INLINE = 1 << 13
@@ -96,10 +98,12 @@ class HandlerSuite:
         assert handler.format_version >= 1
         assert isinstance(handler.type_names, tuple)
         assert all(name == "*" or "." in name for name in handler.type_names)
+        assert isinstance(handler.base_names, tuple)
 
     def test_it_is_found_by_the_name_of_the_type(self, handler: Handler, obj: Any) -> None:
         """Without `type_names` nobody asks it."""
-        assert {_name_of(type(obj)), "*"} & set(handler.type_names)
+        exact = {_name_of(type(obj)), "*"} & set(handler.type_names)
+        assert exact or base_names(type(obj)) & set(handler.base_names)
         assert handler.can_handle(obj)
 
     def test_only_the_name_of_the_type_does_not_convince_it(
@@ -333,6 +337,7 @@ def read_from(handler: Handler, plan: Plan, sources: Mapping[str, Source], **opt
             part.encoding().codec,
             part.handler,
             part.format_version,
+            EVERYTHING,
         )
         for part in plan.parts
     }

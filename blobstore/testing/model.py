@@ -204,8 +204,10 @@ class _Attempt:
             parts=source.parts,
             size=source.size,
             now_us=op.now_us,
-            signature=source.signature,
         )
+        if op.sign is not None:
+            signed = source._replace(key=op.target, commit_id=self.commit_id)
+            draft = draft._replace(signature=op.sign(source, signed))
         return self._write(draft, source.parts)
 
     def _patch(self, op: Patch) -> Entry | None:
@@ -222,7 +224,11 @@ class _Attempt:
             version=old.version + 1,
             updated_us=op.now_us,
             commit_id=self.commit_id,
+            signature=None,
         )
+        if op.sign is not None:
+            signature = op.sign(old, self.entries[op.key])
+            self.entries[op.key] = self.entries[op.key]._replace(signature=signature)
         return self.entries[op.key]
 
     def _write(self, draft: EntryDraft, parts: tuple[Part, ...]) -> Entry:

@@ -352,6 +352,24 @@ class CachingStore(WrapperStore):
             for name in self._all_names(key):
                 self._copies.remove(name)
 
+    def expire(self) -> int:
+        """Remove copies that are older than `max_age` from the cache, whoever made them.
+
+        Returns
+        -------
+        int
+            How many; 0 where there is no limit of age.
+
+        Raises
+        ------
+        NotSupportedError
+            The cache cannot list what it has.
+        StorageError
+            The cache failed; copies may be left.
+        """
+        self._check_open()
+        return self._copies.expire()
+
     def _all_names(self, key: str) -> set[str]:
         if not self.validate:
             return {key}

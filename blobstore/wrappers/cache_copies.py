@@ -150,6 +150,18 @@ class Copies:
         if self._room is not None:
             self._room.emptied()
 
+    def expire(self) -> int:
+        """Remove copies that are too old to be served, whoever made them; how many."""
+        if self._max_age is None:
+            return 0
+        removed = 0
+        for name in self._cache.keys():  # noqa: SIM118 - a store is no dictionary
+            with contextlib.suppress(KeyNotFoundError):
+                if self._is_too_old(name):
+                    self.remove(name)
+                    removed += 1
+        return removed
+
     def leftovers(self) -> list[Leftover]:
         """What interrupted writers left in the cache; none where that cannot be told."""
         try:

@@ -223,7 +223,7 @@ class TestMappingHandler(HandlerSuite):
         }
 
     def refused(self):
-        return {"small": {"a": 1}, "list": [NOISE]}
+        return {"small": {"a": 1}, "list": [1], "set": {1}}
 
 
 class TestPandasHandler(HandlerSuite):

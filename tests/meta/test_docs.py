@@ -50,6 +50,12 @@ def postgres_environment(postgres_url):
 
 
 @pytest.fixture
+def torch_environment():
+    pytest.importorskip("torch", reason="PyTorch is not part of the extra 'test'")
+    return {}
+
+
+@pytest.fixture
 def dask_environment(s3_environment, monkeypatch):
     """A cluster whose workers have the same environment."""
     for name, value in s3_environment.items():
@@ -79,7 +85,9 @@ def test_python_blocks_of_a_page_run_in_order(page, tmp_path, request):
         "\n" * (text[: found.start("code")].count("\n") - before) + found["code"]
         for found, before in zip(blocks, _lines_before(text, blocks), strict=True)
     )
-    script = tmp_path / f"{page.stem}.py"
+    script = (
+        tmp_path / f"page_{page.stem}.py"
+    )  # a module of that name must not be found in its place
     script.write_text(program, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(script)],
@@ -114,6 +122,8 @@ def test_links_to_files_of_the_repository_work(page):
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_hold(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    if name.endswith(".torch"):
+        pytest.importorskip("torch", reason="PyTorch is not part of the extra 'test'")
     module = importlib.import_module(name)
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.failed == 0

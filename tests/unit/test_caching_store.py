@@ -1130,3 +1130,21 @@ def test_at_random():
         CacheMachine,
         settings=settings(max_examples=120, stateful_step_count=30, deadline=None, database=None),
     )
+
+
+def test_copies_that_are_too_old_are_removed_whoever_made_them(monkeypatch):
+    main, cache = DictStore(), DictStore()
+    for store in (CachingStore(main, cache, max_age=60), CachingStore(main, cache, max_age=60)):
+        key = f"k{id(store)}"
+        store.put(key, b"1")
+        store.get(key)
+    later = CachingStore(main, cache, max_age=60)
+    copies = len(list(cache.keys()))
+    assert copies == 2
+    assert later.expire() == 0
+    start = cache_copies.now()
+    monkeypatch.setattr(cache_copies, "now", lambda: start + timedelta(seconds=61))
+    assert later.expire() == copies
+    assert list(cache.keys()) == []
+    assert len(list(main.keys())) == 2
+    assert later.expire() == 0 == CachingStore(main, DictStore()).expire()

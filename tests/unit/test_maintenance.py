@@ -28,7 +28,7 @@ from blobstore.keys import is_location, new_location
 from blobstore.maintenance import Garbage, GcReport, Problem, VerifyReport, gc, verify
 from blobstore.protocols import Capabilities, Copy, Delete, WriteOptions
 from blobstore.query import Query
-from blobstore.reading import Reader
+from blobstore.reading import LoadPolicy, Reader
 from blobstore.registry import HandlerSet
 
 HOUR = 3600.0
@@ -49,7 +49,7 @@ class Rig:
         handlers = HandlerSet()
         policy = WritePolicy(WriteOptions(**options), digest, fsync=False, syncs_itself=False)
         self.committer = Committer(index, objects, handlers, policy)
-        self.reader = Reader(index, objects, handlers, verify=True, unpickle=True)
+        self.reader = Reader(index, objects, handlers, verify=True, policy=LoadPolicy())
 
     def put(self, data, key="k"):
         return self.committer.put(Request(data, key, "{}"))

@@ -20,6 +20,7 @@ from blobstore.handlers.mapping import LARGE, MappingHandler
 from blobstore.protocols import StoredPart, WriteOptions
 from blobstore.registry import HandlerSet
 from blobstore.streams import BytesSource, MemorySink
+from blobstore.trust import EVERYTHING
 
 
 def big(seed=1, shape=(90, 100)):
@@ -38,6 +39,7 @@ def write(obj, codec="lz4"):
             part.encoding().codec,
             part.handler,
             part.format_version,
+            EVERYTHING,
         )
     return parts, plan.info
 
@@ -79,7 +81,7 @@ def chosen(obj):
     return HandlerSet().plan(obj, WriteOptions()).handler.name
 
 
-def test_only_dictionaries_with_large_arrays():
+def test_only_containers_with_large_arrays():
     just = np.zeros(LARGE, "u1")
     less = np.zeros(LARGE - 1, "u1")
     assert chosen({"a": just}) == "mapping"
@@ -88,9 +90,10 @@ def test_only_dictionaries_with_large_arrays():
         assert chosen(obj) == "pickle"
     for obj in ({"a": [just]}, {"a": {"b": ({"c": [just]},)}}, {1: just}, {None: just, (1, 2): 0}):
         assert chosen(obj) == "mapping"
-    assert chosen([just]) == "pickle"
-    for cls in (collections.OrderedDict, collections.defaultdict, type("D", (dict,), {})):
-        assert not MappingHandler().can_handle(cls(a=just))
+    for obj in ([just], (1, just), collections.OrderedDict(a=just), [{"a": (just,)}]):
+        assert chosen(obj) == "mapping"
+        assert same(round_trip(obj), obj)
+    assert not MappingHandler().can_handle(type("D", (dict,), {})(a=just))
 
 
 def test_arrays_deeper_than_it_looks_do_no_harm():
@@ -260,7 +263,7 @@ def test_arrays_that_live_only_while_they_are_pickled():
 
 def test_what_cannot_be_pickled_is_refused():
     for wrong in (lambda: 0, (i for i in ()), memoryview(b"x")):
-        with pytest.raises(UnsupportedTypeError, match="dictionary"):
+        with pytest.raises(UnsupportedTypeError, match="a dict cannot be stored"):
             MappingHandler().plan({"a": big(), "b": wrong}, WriteOptions())
 
 

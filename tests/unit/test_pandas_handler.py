@@ -439,7 +439,7 @@ def test_flags_come_back() -> None:
 
 
 def test_many_row_groups(monkeypatch) -> None:
-    monkeypatch.setattr("blobstore.handlers.pandas._ROW_GROUP_ROWS", (7, 7))
+    monkeypatch.setattr("blobstore.handlers.parquet.ROW_GROUP_ROWS", (7, 7))
     monkeypatch.setattr("blobstore.handlers.pandas._READ_BYTES", 1)
     frame = pd.concat([MIXED] * 10, ignore_index=True).set_index(["t", "c"], append=True)
     content, _ = encode(frame)

@@ -30,6 +30,7 @@ from blobstore.handlers import pickle as pickles
 from blobstore.handlers.pickle import MAGIC, PickleHandler
 from blobstore.protocols import StoredPart, WriteOptions
 from blobstore.streams import BytesSource, MemorySink
+from blobstore.trust import EVERYTHING
 
 
 def stored(obj, codec="none"):
@@ -42,7 +43,7 @@ def stored(obj, codec="none"):
 
 
 def read(data, codec="none"):
-    part = StoredPart("data", BytesSource(data), codec, "pickle", 1)
+    part = StoredPart("data", BytesSource(data), codec, "pickle", 1, EVERYTHING)
     return PickleHandler().read({"data": part}, {})
 
 
@@ -236,7 +237,7 @@ def test_neither_writing_nor_reading_holds_a_buffer_twice():
         source = BytesSource(data)
         tracemalloc.reset_peak()
         start = tracemalloc.get_traced_memory()[0]
-        loaded = pickles.load(StoredPart("data", source, codec, "pickle", 1))
+        loaded = pickles.load(StoredPart("data", source, codec, "pickle", 1, EVERYTHING))
         assert tracemalloc.get_traced_memory()[1] - start < array.nbytes + (8 << 20)
     finally:
         tracemalloc.stop()
@@ -343,7 +344,7 @@ def test_an_open_file_is_refused(tmp_path):
 
 def test_unknown_options_are_refused():
     data, codec = stored([1])
-    part = StoredPart("data", BytesSource(data), codec, "pickle", 1)
+    part = StoredPart("data", BytesSource(data), codec, "pickle", 1, EVERYTHING)
     with pytest.raises(InvalidInputError, match="rows"):
         PickleHandler().read({"data": part}, {}, rows=slice(3))
 

@@ -24,7 +24,7 @@ from blobstore.errors import (
     UntrustedTypeError,
 )
 from blobstore.protocols import Delete, WriteOptions
-from blobstore.reading import Reader
+from blobstore.reading import LoadPolicy, Reader
 from blobstore.registry import HandlerSet
 from blobstore.streams import CHUNK, Source
 
@@ -52,8 +52,9 @@ class Rig:
         self.committer = Committer(index, objects, self.handlers, policy)
         self.reader = self.make_reader()
 
-    def make_reader(self, *, verify=True, unpickle=True):
-        return Reader(self.index, self.objects, self.handlers, verify=verify, unpickle=unpickle)
+    def make_reader(self, *, verify=True, pickle="signed"):
+        policy = LoadPolicy(pickle)
+        return Reader(self.index, self.objects, self.handlers, verify=verify, policy=policy)
 
     def put(self, data, key="k"):
         return self.committer.put(Request(data, key, "{}"))
@@ -399,7 +400,7 @@ def test_values_in_the_index(index, verify):
 
 
 def test_deny_never_unpickles(rig):
-    reader = rig.make_reader(unpickle=False)
+    reader = rig.make_reader(pickle="deny")
     trap = Trap()
     for value in (trap, {"a": array(1), "trap": trap}, [1]):
         entry = rig.put(value)
@@ -414,7 +415,7 @@ def test_deny_never_unpickles(rig):
 
 
 def test_deny_holds_for_what_took_the_place_of_an_entry(rig):
-    reader = rig.make_reader(unpickle=False)
+    reader = rig.make_reader(pickle="deny")
     entry = rig.put(noise(1))
     rig.put(Trap())
     with pytest.raises(UntrustedTypeError):

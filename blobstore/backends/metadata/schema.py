@@ -477,7 +477,7 @@ class Statements:
         self.hold_entries = text(hold, ("namespace", "names"))
 
         by_id = entries.c.id == _bind("id")
-        names = ("version", "commit_id", "updated_us", "metadata", "searchable")
+        names = ("version", "commit_id", "updated_us", "signature", "metadata", "searchable")
         patch = entries.update().values({name: _bind(name) for name in names})
         self.patch = text(patch.where(entries.c.id == _bind("entry_id")), (*names, "entry_id"))
         self.delete_entry = text(entries.delete().where(by_id), ("id",))

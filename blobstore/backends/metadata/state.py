@@ -39,6 +39,7 @@ from blobstore.protocols import (
     Patch,
     Put,
     check_expected,
+    signature_after,
 )
 
 _RESORT = 64
@@ -509,7 +510,7 @@ class _Planner:
             parts=source.parts,
             size=source.size,
             now_us=op.now_us,
-            signature=source.signature,
+            signature=signature_after(op, source, self._becoming(source, op.target)),
         )
         target = self._write(draft, source.parts)
         if op.move:
@@ -527,6 +528,7 @@ class _Planner:
             metadata_text=_metadata.merge(old.metadata_text, op.metadata_text, replace=op.replace),
             updated_us=op.now_us,
         )
+        new = new._replace(signature=signature_after(op, old, new))
         self._set(op.key, new, op.now_us)
         return new
 
@@ -536,6 +538,10 @@ class _Planner:
         if key in self.changes.entries:
             return self.changes.entries[key]
         return self.state.entries.get(key)
+
+    def _becoming(self, source: Entry, key: str) -> Entry:
+        """What a copy of an entry is, as far as it is signed."""
+        return source._replace(key=key, commit_id=self.changes.commit_id)
 
     def _write(self, draft: EntryDraft, parts: tuple[Part, ...]) -> Entry:
         """Make the draft an entry: the next version of its key, or a new one."""

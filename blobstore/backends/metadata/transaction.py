@@ -29,6 +29,7 @@ from blobstore.protocols import (
     Patch,
     Put,
     check_expected,
+    signature_after,
 )
 
 T = TypeVar("T")
@@ -205,9 +206,11 @@ class Transaction:
             return source
         current = self._entries[operation.target]
         check_expected(operation.target, current, "any" if operation.overwrite else "absent")
+        becoming = source._replace(key=operation.target, commit_id=self._commit_id)
         draft = EntryDraft(
             operation.target, source.handler, source.data_type, source.info_text,
-            source.metadata_text, source.parts, source.size, operation.now_us, source.signature,
+            source.metadata_text, source.parts, source.size, operation.now_us,
+            signature_after(operation, source, becoming),
         )  # fmt: skip
         entry = self._store(draft, current)
         if operation.move:
@@ -228,8 +231,10 @@ class Transaction:
             metadata_text=text,
             updated_us=operation.now_us,
         )
+        entry = entry._replace(signature=signature_after(operation, current, entry))
         values = (
-            entry.version, entry.commit_id, entry.updated_us, text, respelled(text), entry.id,
+            entry.version, entry.commit_id, entry.updated_us, entry.signature, text,
+            respelled(text), entry.id,
         )  # fmt: skip
         self._run(self._sql.patch, values)
         self._entries[operation.key] = entry

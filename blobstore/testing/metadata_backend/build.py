@@ -20,6 +20,7 @@ from blobstore.protocols import (
     Operation,
     Patch,
     Put,
+    Sign,
 )
 from blobstore.query import Query, parse_mapping
 
@@ -95,6 +96,7 @@ def make_patch(
     replace: bool = False,
     expected: Expected = "any",
     now_us: int = 2,
+    sign: Sign | None = None,
 ) -> Patch:
     """Build the operation that changes metadata.
 
@@ -103,7 +105,7 @@ def make_patch(
     >>> make_patch("k", {"a": 1}).metadata_text
     '{"a":1}'
     """
-    return Patch(key, metadata_json.to_text(changes), now_us, replace, expected)
+    return Patch(key, metadata_json.to_text(changes), now_us, replace, expected, sign)
 
 
 def make_copy(source: str, target: str, **options: Any) -> Copy:

@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from blobstore.entry import Entry, Part
-from blobstore.errors import (
-    KeyExistsError,
-)
+from blobstore.errors import KeyExistsError, PermissionDeniedError
 from blobstore.keys import random_id
 from blobstore.protocols import (
     CommitResult,
     Delete,
     MetadataBackend,
+    Sign,
 )
 from blobstore.testing.metadata_backend.build import (
     ALL,
@@ -302,6 +301,55 @@ class CopyTests(BackendFactory):
         commit(backend, Delete("a"))
         assert stored(backend, "b").parts == (part,)
 
+    @pytest.mark.parametrize("move", [False, True], ids=["copy", "move"])
+    @pytest.mark.parametrize("taken", [False, True], ids=["free", "taken"])
+    def test_copy_is_signed_anew(self, place: Path, move: bool, taken: bool) -> None:
+        """By whom the operation names, who is shown the source and what becomes of it."""
+        asked: list[tuple[Entry, Entry]] = []
+        with self.opened(place) as backend:
+            source = put(backend, "a", make_blob(), metadata={"m": 1}, signature="old")
+            if taken:
+                put(backend, "b", signature="other")
+            commit_id = random_id()
+            operation = make_copy("a", "b", move=move, sign=_signer(asked))
+            (target,) = backend.commit([operation], commit_id).entries
+            assert target is not None
+            assert target.signature == f"signed b {commit_id}"
+        assert asked
+        for old, new in asked:
+            assert old == source
+            assert (new.key, new.commit_id) == ("b", commit_id)
+            assert (new.parts, new.metadata_text) == (target.parts, target.metadata_text)
+        with self.opened(place) as backend:
+            assert stored(backend, "b") == target
+
+    def test_copy_of_an_inline_entry_is_signed_anew(self, backend: MetadataBackend) -> None:
+        """Also where the bytes are in the row."""
+        put(backend, "a", parts=(make_inline(b"x"),), signature="old")
+        commit(backend, make_copy("a", "b", sign=_signer([])))
+        entry = stored(backend, "b")
+        assert entry.signature == f"signed b {entry.commit_id}"
+
+    def test_copy_without_a_signer_is_not_signed(self, backend: MetadataBackend) -> None:
+        """The source's signature is of another key."""
+        source = put(backend, "a", signature="old")
+        commit(backend, make_copy("a", "b"))
+        assert stored(backend, "b").signature is None
+        assert stored(backend, "a") == source
+
+    def test_a_signer_that_fails_changes_nothing(self, backend: MetadataBackend) -> None:
+        """Its error is the caller's."""
+        put(backend, "a", signature="old")
+        before = snapshot(backend)
+
+        def fail(*_: Entry) -> str:
+            raise PermissionDeniedError("no key")
+
+        for operation in (make_copy("a", "b", sign=fail), make_patch("a", {"x": 1}, sign=fail)):
+            with pytest.raises(PermissionDeniedError, match="no key"):
+                commit(backend, operation)
+            assert snapshot(backend) == before
+
 
 class PatchTests(BackendFactory):
     """Changing metadata."""
@@ -362,3 +410,44 @@ class PatchTests(BackendFactory):
             "s": "a\0b",
             "x": 1,
         }
+
+    @pytest.mark.parametrize("inline", [False, True], ids=["blob", "inline"])
+    def test_patch_is_signed_anew(self, place: Path, inline: bool) -> None:
+        """By whom the operation names, who is shown the entry before and after."""
+        asked: list[tuple[Entry, Entry]] = []
+        parts = (make_inline(b"x") if inline else Part("data", make_blob()),)
+        with self.opened(place) as backend:
+            before = put(backend, "k", parts=parts, metadata={"a": 1}, signature="old")
+            commit_id = random_id()
+            operation = make_patch("k", {"b": 2}, sign=_signer(asked))
+            (after,) = backend.commit([operation], commit_id).entries
+            assert after is not None
+            assert after.signature == f"signed k {commit_id}"
+        assert asked
+        for old, new in asked:
+            assert old == before
+            assert new._replace(signature=after.signature) == after
+        with self.opened(place) as backend:
+            assert stored(backend, "k") == after
+
+    def test_patch_without_a_signer_is_not_signed(self, backend: MetadataBackend) -> None:
+        """The old signature is of other metadata."""
+        put(backend, "k", signature="old")
+        commit(backend, make_patch("k", {"a": 1}))
+        assert stored(backend, "k").signature is None
+
+    def test_a_signer_may_decline(self, backend: MetadataBackend) -> None:
+        """What did not verify is not signed."""
+        put(backend, "k", signature="old")
+        commit(backend, make_patch("k", {"a": 1}, sign=lambda *_: None))
+        assert stored(backend, "k").signature is None
+
+
+def _signer(asked: list[tuple[Entry, Entry]]) -> Sign:
+    """Sign with key and commit, and note what was shown."""
+
+    def sign(old: Entry, new: Entry) -> str:
+        asked.append((old, new))
+        return f"signed {new.key} {new.commit_id}"
+
+    return sign

@@ -1,0 +1,95 @@
+"""Keys of an AutoStore, and the names of the files that hold them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from functools import lru_cache
+
+from blobstore.errors import InvalidKeyError
+from blobstore.keys import encode_key
+
+
+def key_text(key: object) -> str:
+    """The text of a key, which may also be given as a relative path.
+
+    Raises
+    ------
+    InvalidKeyError
+        It is neither text nor path, empty, or leads out of the store.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> key_text(Path("runs") / "7" / "scores")
+    'runs/7/scores'
+    >>> key_text("../up")
+    Traceback (most recent call last):
+    ...
+    blobstore.errors.InvalidKeyError: '../up' is no key: a key is a relative path without empty, '.' or '..' parts
+    """
+    text = os.fspath(key) if isinstance(key, os.PathLike) else key
+    if not isinstance(text, str):
+        raise InvalidKeyError(f"a key is text or a relative path, not {type(key).__name__}")
+    encode_key(text)
+    if "\\" in text or "\0" in text or any(part in ("", ".", "..") for part in text.split("/")):
+        raise InvalidKeyError(
+            f"{text!r} is no key: a key is a relative path without empty, '.' or '..' parts",
+            key=text,
+        )
+    return text
+
+
+def split(name: str, extensions: Collection[str]) -> tuple[str, str]:
+    """Divide a name into key and extension; only known extensions are some, the longest first.
+
+    Examples
+    --------
+    >>> split("m.sparse.npz", {".npz", ".sparse.npz"}), split("model.v1", {".npz"})
+    (('m', '.sparse.npz'), ('model.v1', ''))
+    >>> split("folder/.json", {".json"})
+    ('folder/.json', '')
+    """
+    last = name.rpartition("/")[2].lower()
+    start = last.find(".", 1)
+    while start != -1:
+        if last[start:] in extensions:
+            size = len(last) - start
+            return name[:-size], name[-size:].lower()
+        start = last.find(".", start + 1)
+    return name, ""
+
+
+@lru_cache(maxsize=256)
+def glob(pattern: str, *, anywhere: bool) -> re.Pattern[str]:
+    """A shell pattern for paths: ``*`` and ``?`` stay within a folder, ``**`` does not.
+
+    Parameters
+    ----------
+    pattern : str
+    anywhere : bool
+        Whether a pattern without a slash means files of any folder.
+
+    Examples
+    --------
+    >>> bool(glob("*.json", anywhere=True).fullmatch("runs/7/a.json"))
+    True
+    >>> bool(glob("runs/*.json", anywhere=True).fullmatch("runs/7/a.json"))
+    False
+    """
+    said = pattern
+    if anywhere and "/" not in said:
+        said = "**/" + said
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^]]+\])", said)
+    return re.compile("".join(map(_piece, parts)), re.DOTALL)
+
+
+def _piece(part: str) -> str:
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    if part in known:
+        return known[part]
+    if part.startswith("[") and part.endswith("]") and len(part) > 2:
+        inside = part[1:-1].replace("\\", r"\\")
+        return f"(?!/)[^{inside[1:]}]" if inside.startswith("!") else f"(?!/)[{inside}]"
+    return re.escape(part)

@@ -1,0 +1,425 @@
+"""AutoStore: a dictionary of open files."""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import Iterable, Iterator, MutableMapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Self
+
+from blobstore.autostore import schemes
+from blobstore.autostore.errors import StorageFileNotFoundError
+from blobstore.autostore.formats import Formats
+from blobstore.autostore.names import glob, key_text, split
+from blobstore.config.storage import StorageConfig
+from blobstore.errors import (
+    ClosedError,
+    InvalidInputError,
+    KeyNotFoundError,
+    StorageError,
+    UnsupportedTypeError,
+)
+from blobstore.files.adapter import DataHandler
+from blobstore.files.trust import SIGNED, FileTrust
+from blobstore.protocols.file_format import FileContext, FileFormat
+
+
+@dataclass(frozen=True, slots=True)
+class FileMetadata:
+    """What is known of a file without reading it.
+
+    Attributes
+    ----------
+    size : int
+        In bytes.
+    modified_time : datetime or None
+        Aware, UTC.
+    created_time : datetime or None
+        None: no store of files tells it reliably.
+    content_type : str or None
+        By the extension: "application/json".
+    etag : str or None
+        Another etag means other bytes.
+    extra : dict
+        "name": of the file, with its extension.
+    """
+
+    size: int
+    modified_time: datetime | None = None
+    created_time: datetime | None = None
+    content_type: str | None = None
+    etag: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class AutoStore(MutableMapping[Any, Any]):
+    """A folder, or part of a bucket, as a dictionary: each object is a file that other tools read.
+
+    The format follows from the object: a frame becomes ``.parquet``, a dictionary ``.json``, a list
+    of dictionaries ``.jsonl``, text ``.txt``, an array ``.npy``, whatever nothing else holds exactly
+    ``.pkl``. A key may name the extension itself, which then decides. A key has one file: storing
+    another type under it replaces the file of the old one.
+
+    Parameters
+    ----------
+    storage_uri : path, URL or ObjectStore
+        "./data", "s3://bucket/prefix/", ``file:///data``. A relative path is fixed now.
+    config : StorageConfig, optional
+        For a bucket an `S3StorageConfig`; by default what the environment says.
+    pickle : {"signed", "allow", "deny"}
+        Which pickles may be loaded: those that bear a signature by your own key and, of the others,
+        those that only hold plain values ("signed"); all; none.
+    trusted_types : iterable of str
+        Patterns of type names that any pickle here may name.
+    signing_keys : optional
+        In place of the keys of the user; see `BlobStore`.
+
+    Raises
+    ------
+    ConfigError
+        An argument is wrong, or the scheme is not known.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with AutoStore(tempfile.mkdtemp()) as store:
+    ...     store["config"] = {"lr": 0.1}
+    ...     store["notes.md"] = "# Notes"
+    ...     sorted(store), store["config"], sorted(store.list_files())
+    (['config', 'notes'], {'lr': 0.1}, ['config.json', 'notes.md'])
+    """
+
+    def __init__(
+        self,
+        storage_uri: Any,
+        config: StorageConfig | None = None,
+        *,
+        pickle: str = "signed",
+        trusted_types: Iterable[str] = (),
+        signing_keys: Any = None,
+    ) -> None:
+        self._trust = FileTrust(pickle, trusted_types, signing_keys)
+        self._formats = Formats()
+        self._objects, self._owned = schemes.open_objects(storage_uri, config)
+        self._closed = False
+
+    # --- the dictionary ---
+
+    def __setitem__(self, key: Any, data: Any) -> None:
+        self.put(key, data)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.load(key)
+
+    def __delitem__(self, key: Any) -> None:
+        for name in self._found(key_text(key)):
+            self._objects.delete_many([name])
+
+    def __contains__(self, key: object) -> bool:
+        return self.exists(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._keys("")
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def put(self, key: Any, data: Any) -> str:
+        """Store an object; the name of its file.
+
+        Parameters
+        ----------
+        key : str or path
+            With or without an extension.
+        data : object
+
+        Raises
+        ------
+        StorageError
+            The object cannot be written as a file of the extension that the key names.
+        UnsupportedTypeError
+            Nothing holds it, not even pickle. The old file is intact.
+        """
+        self._check_open()
+        stem, extension = split(key_text(key), self._formats.extensions)
+        before = self._twins(stem)
+        if extension:
+            each = self._formats.for_writing(data, extension, stem)
+            try:
+                name = self._write(stem, extension, each, data)
+            except UnsupportedTypeError as exc:
+                raise StorageError(exc.message, key=stem) from exc
+        else:
+            name = self._write_somehow(stem, data)
+        # Only those that were there before: what another writer stores meanwhile is not lost.
+        self._objects.delete_many([twin for twin in before if twin != name])
+        return name
+
+    def load(self, key: Any, **options: Any) -> Any:
+        """Load an object, with options of its format: ``columns=`` of a frame, ``rows=`` of an array.
+
+        Raises
+        ------
+        StorageFileNotFoundError
+            There is no such key; also a `KeyError`.
+        DecodeError
+            The file is not what its extension says.
+        UntrustedTypeError
+            It is a pickle that names types which are not trusted.
+        """
+        text = key_text(key)
+        name = self._newest(text, self._found(text))
+        extension = split(name, self._formats.extensions)[1]
+        each = self._formats.for_reading(extension, name)
+        try:
+            with self._objects.source(name) as source:
+                return each.read(source, self._context(name, extension), **options)
+        except KeyNotFoundError as exc:
+            raise _not_found(text) from exc
+
+    def get(self, key: Any, default: Any = None, **options: Any) -> Any:
+        """Load an object, or give `default` if there is no such key."""
+        try:
+            return self.load(key, **options)
+        except StorageFileNotFoundError:
+            return default
+
+    def exists(self, key: Any) -> bool:
+        """Whether there is a file of this key; an outage is an error, not False."""
+        self._check_open()
+        return bool(self._files_of(key_text(key)))
+
+    # --- files ---
+
+    def list_files(self, pattern: str = "*", *, recursive: bool = True) -> Iterator[str]:
+        """Names of the files, with their extensions, that fit a shell pattern.
+
+        Parameters
+        ----------
+        pattern : str
+            "*.parquet" means files of any folder, "runs/*/scores.json" a place; ``**`` any depth.
+        recursive : bool
+            False: only files directly in the root, or where the pattern says.
+        """
+        self._check_open()
+        given: Any = pattern
+        if not isinstance(given, str) or not given:
+            raise InvalidInputError(f"pattern must be a text like '*.json', not {pattern!r}")
+        fits = glob(pattern, anywhere=recursive).fullmatch
+        literal = _literal_part(pattern) if "/" in pattern or not recursive else ""
+        return (name for name in self._objects.keys(literal) if fits(name))
+
+    def get_metadata(self, key: Any) -> FileMetadata:
+        """Size, time and etag of a file, which is not read.
+
+        Raises
+        ------
+        StorageFileNotFoundError
+        """
+        text = key_text(key)
+        name = self._newest(text, self._found(text))
+        try:
+            stat = self._objects.stat(name)
+        except KeyNotFoundError as exc:
+            raise _not_found(text) from exc
+        kind, _ = mimetypes.guess_type("x" + split(name, self._formats.extensions)[1])
+        return FileMetadata(stat.size, stat.modified, None, kind, stat.etag, {"name": name})
+
+    def copy(self, source: Any, target: Any) -> None:
+        """Copy a file; whatever `target` was is replaced.
+
+        Raises
+        ------
+        StorageFileNotFoundError
+        StorageError
+            `target` names another extension: a copy has the format of what is copied.
+        """
+        self._copy(key_text(source), key_text(target))
+
+    def move(self, source: Any, target: Any) -> None:
+        """Rename a file; onto itself it does nothing."""
+        name, made = self._copy(key_text(source), key_text(target))
+        if name != made:
+            self._objects.delete_many([name])
+
+    def _copy(self, source: str, target: str) -> tuple[str, str]:
+        name = self._newest(source, self._found(source))
+        extension = split(name, self._formats.extensions)[1]
+        stem, wanted = split(target, self._formats.extensions)
+        if wanted not in ("", extension):
+            raise StorageError(
+                f"{source!r} is a {extension} file and cannot become {target!r} by copying: leave the "
+                "extension out, or load it and store it anew",
+                key=target,
+            )
+        made = stem + extension
+        if made != name:
+            before = self._twins(stem)
+            try:
+                signed = extension in SIGNED and self._trust.copy(self._objects, name, made)
+                if not signed:
+                    self._objects.copy(name, made)
+            except KeyNotFoundError as exc:
+                raise _not_found(source) from exc
+            self._objects.delete_many([twin for twin in before if twin not in (made, name)])
+        return name, made
+
+    # --- handlers, backends, cache ---
+
+    def register_handler(self, handler: DataHandler | FileFormat) -> None:
+        """Add a format to this store, asked before the built-in ones.
+
+        Raises
+        ------
+        ConfigError
+            It is none, or one of that name is registered.
+        """
+        self._formats.register(handler)
+
+    def unregister_handler(self, handler: Any) -> bool:
+        """Remove a format by its class; whether it was there."""
+        return self._formats.unregister(handler)
+
+    @staticmethod
+    def register_backend(scheme: str, backend: Any) -> None:
+        """Let URLs of a scheme be opened by a class or function of your own; see `schemes.register`."""
+        schemes.register(scheme, backend)
+
+    @staticmethod
+    def unregister_backend(scheme: str) -> bool:
+        """Forget a scheme that was registered; whether it was."""
+        return schemes.unregister(scheme)
+
+    @staticmethod
+    def get_supported_backends() -> list[str]:
+        """The schemes that can be opened."""
+        return schemes.known()
+
+    def cleanup_cache(self) -> int:
+        """Remove copies that are too old to be served, whoever made them; how many."""
+        self._check_open()
+        expire = getattr(self._objects, "expire", None)
+        return int(expire()) if expire is not None else 0
+
+    def invalidate_cache(self, key: Any = None) -> None:
+        """Drop the local copies of a key, or all; the files themselves stay."""
+        self._check_open()
+        clear = getattr(self._objects, "clear", None)
+        if clear is None:
+            return
+        if key is None:
+            clear()
+            return
+        for name in self._files_of(key_text(key)):
+            clear(name)
+
+    def close(self) -> None:
+        """Let go of connections and temporary files. Calling it again does nothing."""
+        if not self._closed:
+            self._closed = True
+            if self._owned:
+                self._objects.close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"AutoStore({self._objects!r})"
+
+    # --- keys and files ---
+
+    def _keys(self, prefix: str) -> Iterator[str]:
+        self._check_open()
+        return self._stems(self._objects.keys(prefix))
+
+    def _stems(self, names: Iterator[str]) -> Iterator[str]:
+        seen = set()
+        for name in names:
+            stem, extension = split(name, self._formats.extensions)
+            if extension and stem not in seen:
+                seen.add(stem)
+                yield stem
+
+    def _files_of(self, key: str) -> list[str]:
+        """The files that a key may mean: one, unless a writer was killed or another tool made more."""
+        stem, extension = split(key, self._formats.extensions)
+        if extension:
+            return [key] if self._objects.exists(key) else []
+        return self._twins(stem)
+
+    def _twins(self, stem: str) -> list[str]:
+        """All files of a key, whatever their extension."""
+        if self._objects.capabilities.local_files:  # asking costs less than listing a folder
+            names = (stem + extension for extension in sorted(self._formats.extensions))
+            return [name for name in names if self._objects.exists(name)]
+        return [
+            name
+            for name in self._objects.keys(stem + ".")
+            if split(name, self._formats.extensions)[0] == stem
+        ]
+
+    def _found(self, key: str) -> list[str]:
+        self._check_open()
+        names = self._files_of(key)
+        if not names:
+            raise _not_found(key)
+        return names
+
+    def _newest(self, key: str, names: list[str]) -> str:
+        """Of several files of one key that which was written last."""
+        if len(names) == 1:
+            return names[0]
+        times = {}
+        for name in names:
+            try:
+                modified = self._objects.stat(name).modified
+            except KeyNotFoundError:
+                continue
+            times[name] = modified.timestamp() if modified is not None else 0.0
+        if not times:
+            raise _not_found(key)
+        return max(times, key=lambda name: (times[name], name))
+
+    def _write_somehow(self, stem: str, data: Any) -> str:
+        """Write an object by the best format that takes it."""
+        refused: UnsupportedTypeError | None = None
+        for each in self._formats.for_object(data):
+            try:
+                return self._write(stem, each.extensions[0], each, data)
+            except UnsupportedTypeError as exc:
+                refused = exc
+        assert refused is not None  # pickle is asked last, and takes or refuses everything
+        raise refused
+
+    def _write(self, stem: str, extension: str, each: FileFormat, data: Any) -> str:
+        name = stem + extension
+        with self._objects.writer(name) as sink:
+            each.write(data, sink, self._context(name, extension))
+        return name
+
+    def _context(self, name: str, extension: str) -> FileContext:
+        return FileContext(name, extension, self._trust)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self!r} was closed: open it again")
+
+
+def _not_found(key: str) -> StorageFileNotFoundError:
+    return StorageFileNotFoundError(f"there is no file of the key {key!r}", key=key)
+
+
+def _literal_part(pattern: str) -> str:
+    """The folders at the start of a pattern in which nothing is a wildcard."""
+    folders = pattern.split("/")[:-1]
+    plain = []
+    for folder in folders:
+        if any(character in folder for character in "*?["):
+            break
+        plain.append(folder)
+    return "".join(folder + "/" for folder in plain)

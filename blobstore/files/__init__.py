@@ -1,0 +1,1 @@
+"""Formats of open files: what `AutoStore` writes, and other tools read."""

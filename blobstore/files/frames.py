@@ -1,0 +1,159 @@
+"""Tables: Parquet, and CSV where the key says so; what pandas wrote comes back as pandas."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import sys
+from typing import Any, ClassVar
+
+from blobstore.errors import InvalidInputError, UnsupportedTypeError
+from blobstore.files.options import reading, refuse_options
+from blobstore.protocols import Handler, StoredPart, WriteOptions
+from blobstore.protocols.file_format import FileContext, FileFormat
+from blobstore.registry import handler_classes
+from blobstore.streams import Sink, Source
+
+_OPTIONS = WriteOptions("zstd", 3)
+_PANDAS = ("pandas.DataFrame", "pandas.core.frame.DataFrame")
+_PANDAS_SERIES = ("pandas.Series", "pandas.core.series.Series")
+_POLARS = ("polars.dataframe.frame.DataFrame", "polars.lazyframe.frame.LazyFrame")
+_LIBRARIES = ("polars", "pandas", "pyarrow")
+
+
+def library_of(obj: Any) -> str:
+    """Which library an object is of: "pandas", "polars" ..."""
+    return type(obj).__module__.partition(".")[0]
+
+
+def usual_library() -> str:
+    """The library for tables that do not say: the one that is in use, else polars if it is here."""
+    used = [name for name in ("polars", "pandas") if name in sys.modules]
+    if len(used) == 1:
+        return used[0]
+    return "polars" if importlib.util.find_spec("polars") is not None else "pandas"
+
+
+def _wanted_library(options: dict[str, Any], default: str) -> str:
+    wanted = options.pop("library", None)
+    if wanted is None:
+        return default
+    if wanted not in _LIBRARIES:
+        raise InvalidInputError(f"library must be one of {', '.join(_LIBRARIES)}, not {wanted!r}")
+    return str(wanted)
+
+
+class ParquetFormat(FileFormat):
+    """Frames of pandas and polars; whatever Parquet does not hold exactly is left to others.
+
+    ``columns=[...]`` reads only those; ``lazy=True`` gives a LazyFrame, ``library="pandas"``,
+    "polars" or "pyarrow" a table of that library.
+    """
+
+    name = "parquet"
+    extensions = (".parquet", ".pq")
+    priority = 70
+    type_names: ClassVar[tuple[str, ...]] = (*_PANDAS, *_PANDAS_SERIES, *_POLARS)
+
+    def can_handle(self, obj: Any) -> bool:
+        """Frames, and series of pandas."""
+        cls = type(obj)
+        return f"{cls.__module__}.{cls.__qualname__}" in self.type_names
+
+    def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
+        """Write row groups as they are made.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            The frame would not come back as it is.
+        """
+        handler = handler_classes.get(library_of(obj))()
+        (part,) = handler.plan(obj, _OPTIONS).parts
+        if not part.encoding().extension.startswith(".parquet"):
+            raise UnsupportedTypeError(f"{context.key!r}: Parquet does not hold this frame exactly")
+        part.write(sink)
+
+    def read(self, source: Source, context: FileContext, **options: Any) -> Any:
+        """Read a table."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        refuse_options(context, options, "columns", "lazy", "library")
+        with reading(context, pa.ArrowException, OSError, ValueError, KeyError):
+            with source.open() as file:
+                metadata = pq.read_metadata(file)
+            footer = metadata.metadata or {}
+            by_us, by_pandas = b"blobstore" in footer, b"pandas" in footer
+            default = "pandas" if by_us or by_pandas else usual_library()
+            lazy = bool(options.pop("lazy", False))
+            library = _wanted_library(options, "polars" if lazy else default)
+            if library == "pandas" and by_us:
+                return _by_handler("pandas", source, {}, options)
+            if library == "polars":
+                info = {"kind": "lazy" if lazy else "frame", "rows": metadata.num_rows}
+                return _by_handler("polars", source, info, options)
+            with source.open() as file:
+                table = pq.read_table(file, columns=options.get("columns"))
+            return table if library == "pyarrow" else table.to_pandas()
+
+
+def _by_handler(name: str, source: Source, info: dict[str, Any], options: dict[str, Any]) -> Any:
+    handler: Handler = handler_classes.get(name)()
+    part = StoredPart("data", source, "none", name, handler.format_version)
+    return handler.read({"data": part}, info, **options)
+
+
+class CsvFormat(FileFormat):
+    """Frames as text, where the key says so: types are guessed on reading, and the index is dropped.
+
+    ``library="pandas"`` or "polars", ``columns=[...]``, ``lazy=True``.
+    """
+
+    name = "csv"
+    extensions = (".csv", ".tsv")
+    priority = 65
+    type_names: ClassVar[tuple[str, ...]] = (*_PANDAS, *_POLARS)
+    by_name_only: ClassVar[bool] = True
+
+    def can_handle(self, obj: Any) -> bool:
+        """Frames."""
+        cls = type(obj)
+        return f"{cls.__module__}.{cls.__qualname__}" in self.type_names
+
+    def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
+        """Write a header and lines."""
+        separator = _separator(context)
+        path = sink.path()
+        if library_of(obj) == "pandas":
+            obj.to_csv(path, index=False, sep=separator)
+            return
+        with contextlib.suppress(AttributeError):
+            obj = obj.collect()
+        obj.write_csv(path, separator=separator)
+
+    def read(self, source: Source, context: FileContext, **options: Any) -> Any:
+        """Read a table."""
+        refuse_options(context, options, "columns", "lazy", "library")
+        lazy = bool(options.pop("lazy", False))
+        library = _wanted_library(options, "polars" if lazy else usual_library())
+        columns, separator = options.get("columns"), _separator(context)
+        if library == "polars":
+            import polars as pl
+
+            with reading(context, pl.exceptions.PolarsError, OSError), source.open() as file:
+                read = pl.read_csv(file, columns=columns, separator=separator)
+                return read.lazy() if lazy else read
+        import pandas as pd
+
+        with reading(context, ValueError, OSError), source.open() as file:
+            frame = pd.read_csv(file, usecols=columns, sep=separator)
+        if library == "pyarrow":
+            import pyarrow as pa
+
+            return pa.Table.from_pandas(frame)
+        return frame
+
+
+def _separator(context: FileContext) -> str:
+    return "\t" if context.extension == ".tsv" else ","

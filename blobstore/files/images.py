@@ -1,0 +1,80 @@
+"""Pictures: whatever Pillow writes, read whole and within a limit of size."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from PIL import Image
+
+from blobstore.errors import DecodeError, UnsupportedTypeError
+from blobstore.files.options import reading, refuse_options
+from blobstore.protocols.file_format import FileContext, FileFormat
+from blobstore.streams import Sink, Source
+
+MAX_PIXELS = 500_000_000
+"""Of a picture to be read: a small file may unpack to more than there is memory."""
+
+_EXACT_IN_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+_NAMES = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+
+
+class ImageFormat(FileFormat):
+    """A Pillow image: PNG, or what the key says. JPEG and the like change the pixels a little."""
+
+    name = "image"
+    extensions = tuple(_NAMES)
+    priority = 60
+    type_names: ClassVar[tuple[str, ...]] = (
+        "PIL.Image.Image",
+        "PIL.JpegImagePlugin.JpegImageFile",
+        "PIL.WebPImagePlugin.WebPImageFile",
+        "PIL.PngImagePlugin.PngImageFile",
+        "PIL.TiffImagePlugin.TiffImageFile",
+        "PIL.BmpImagePlugin.BmpImageFile",
+        "PIL.GifImagePlugin.GifImageFile",
+    )
+
+    def can_handle(self, obj: Any) -> bool:
+        """Any picture."""
+        return isinstance(obj, Image.Image)
+
+    def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
+        """Write the picture in the format of the extension."""
+        if context.extension == ".png" and obj.mode not in _EXACT_IN_PNG:
+            raise UnsupportedTypeError(
+                f"{context.key!r}: PNG does not hold a picture of the mode {obj.mode!r}: convert it, "
+                "or name it .tiff"
+            )
+        with sink.path().open("wb") as file:
+            try:
+                obj.save(file, _NAMES[context.extension])
+            except (OSError, ValueError, KeyError) as exc:
+                raise UnsupportedTypeError(
+                    f"{context.key!r}: a picture of the mode {obj.mode!r} cannot be written as "
+                    f"{context.extension}: {exc}"
+                ) from exc
+
+    def read(self, source: Source, context: FileContext, **options: Any) -> Any:
+        """Read the picture, pixels and all."""
+        refuse_options(context, options)
+        with reading(context, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            file = source.open()
+            with file, Image.open(file, formats=[_NAMES[context.extension]]) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise DecodeError(
+                        f"{context.key!r} is a picture of {width} x {height} pixels, more than "
+                        f"{MAX_PIXELS}: it is not unpacked",
+                        key=context.key,
+                    )
+                image.load()
+                return image.copy()

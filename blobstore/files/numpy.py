@@ -1,0 +1,117 @@
+"""NumPy's own files: one array in ``.npy``, several by name in ``.npz``."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from blobstore.errors import DecodeError
+from blobstore.files.options import reading, refuse_options
+from blobstore.protocols.file_format import FileContext, FileFormat
+from blobstore.streams import CHUNK, Sink, Source
+
+_SUFFIX = ".npy"
+_MALFORMED = (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError, TypeError, SyntaxError)
+
+
+def is_plain(obj: Any) -> bool:
+    """Whether NPY holds an array exactly, without Python objects."""
+    return (
+        type(obj) is np.ndarray
+        and not obj.dtype.hasobject
+        and obj.dtype.metadata is None
+        and np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(obj.dtype)) == obj.dtype
+    )
+
+
+class NpyFormat(FileFormat):
+    """One array, in NPY format; never with Python objects."""
+
+    name = "npy"
+    extensions = (".npy",)
+    priority = 50
+    type_names: ClassVar[tuple[str, ...]] = ("numpy.ndarray",)
+
+    def can_handle(self, obj: Any) -> bool:
+        """What NPY holds exactly."""
+        return is_plain(obj)
+
+    def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
+        """Write header and elements."""
+        np.lib.format.write_array(_Writer(sink), obj, allow_pickle=False)
+
+    def read(self, source: Source, context: FileContext, **options: Any) -> Any:
+        """Read the array; with `rows`, a slice, only those."""
+        refuse_options(context, options, "rows")
+        rows = options.get("rows")
+        with reading(context, *_MALFORMED):
+            if rows is None:
+                with source.open() as file:
+                    return np.lib.format.read_array(file, allow_pickle=False)
+            with source.path() as path:  # mapped, so that only these rows are read
+                mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+                return np.array(mapped[rows])
+
+
+class NpzFormat(FileFormat):
+    """A dictionary of arrays, as `np.savez` writes it."""
+
+    name = "npz"
+    extensions = (".npz",)
+    priority = 45
+    type_names: ClassVar[tuple[str, ...]] = ("builtins.dict",)
+
+    def can_handle(self, obj: Any) -> bool:
+        """At least one array, each with a name that a zip file keeps."""
+        return bool(obj) and all(
+            type(name) is str and _is_member(name) and is_plain(array)
+            for name, array in obj.items()
+        )
+
+    def write(self, obj: Mapping[str, Any], sink: Sink, context: FileContext) -> None:
+        """Write a zip of NPY files, uncompressed."""
+        with zipfile.ZipFile(sink.path(), "w", zipfile.ZIP_STORED) as archive:
+            for name, array in obj.items():
+                info = zipfile.ZipInfo(name + _SUFFIX)  # of no time: equal arrays, equal bytes
+                with archive.open(info, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+    def read(self, source: Source, context: FileContext, **options: Any) -> dict[str, Any]:
+        """Read all arrays, or those that `names` lists."""
+        refuse_options(context, options, "names")
+        with (
+            reading(context, *_MALFORMED),
+            source.open() as file,
+            np.load(file, allow_pickle=False) as archive,
+        ):
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DecodeError(f"{context.key!r} is no zip of arrays", key=context.key)
+            names = options.get("names")
+            return {name: archive[name] for name in (archive.files if names is None else names)}
+
+
+def _is_member(name: str) -> bool:
+    """Whether the name of an array comes back from a zip file as it is."""
+    return (
+        name != ""
+        and name.isprintable()
+        and "\\" not in name
+        and not name.endswith(_SUFFIX)
+        and len(name.encode("utf-8", "surrogatepass")) < 60_000
+    )
+
+
+class _Writer:
+    """A file as far as NumPy writes to one, in pieces of a bounded size."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), CHUNK):
+            self._sink.write(view[start : start + CHUNK])
+        return len(view)

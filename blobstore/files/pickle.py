@@ -1,0 +1,81 @@
+"""Pickle, for whatever no open format holds."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from blobstore.errors import BlobStoreError, DecodeError, UnsupportedTypeError
+from blobstore.files.options import refuse_options
+from blobstore.files.trust import FileTrust, new_hasher, without_signature
+from blobstore.handlers.unpickling import load_untrusted
+from blobstore.protocols.file_format import FileContext, FileFormat
+from blobstore.streams import Sink, Source
+
+_PROTOCOL = 5
+_REFUSALS = (
+    pickle.PicklingError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    NotImplementedError,
+    ValueError,
+)
+
+
+class PickleFormat(FileFormat):
+    """Any object that pickle takes, signed by its writer; `pickle.load` reads such a file too."""
+
+    name = "pickle"
+    extensions = (".pkl", ".pickle")
+
+    def can_handle(self, obj: Any) -> bool:
+        """Say yes; writing finds out."""
+        return True
+
+    def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
+        """Write the pickle and its signature.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            Pickle does not take the object (functions without a name, open files, locks ...).
+        UntrustedTypeError
+            The store was opened with ``pickle="deny"``, and so could not read it.
+        """
+        trust = FileTrust.of(context)
+        trust.check_allowed(context.key, "a pickle")
+        try:
+            data = pickle.dumps(obj, protocol=_PROTOCOL)
+        except _REFUSALS as exc:
+            cls = type(obj)
+            raise UnsupportedTypeError(
+                f"{context.key!r}: an object of type {cls.__module__}.{cls.__qualname__} cannot be "
+                f"stored: {exc}. Store what it is made of, or register a handler for it",
+                key=context.key,
+            ) from exc
+        hasher = new_hasher()
+        hasher.update(data)
+        sink.write(data)
+        sink.write(trust.signature(context.key, hasher.hexdigest()))
+
+    def read(self, source: Source, context: FileContext, **options: Any) -> Any:
+        """Load the object: any, if it is the reader's own, else plain values and trusted types."""
+        refuse_options(context, options)
+        trust = FileTrust.of(context).trust_in(source, context.key)
+        data = without_signature(source.read())
+        try:
+            return pickle.loads(data) if trust.everything else load_untrusted(data, trust)
+        except (ImportError, AttributeError) as exc:
+            raise DecodeError(
+                f"{context.key!r} needs something that is not here: {exc}. Install or import the code "
+                "that defines its class",
+                key=context.key,
+            ) from exc
+        except BlobStoreError:
+            raise
+        except Exception as exc:
+            # Unpickling runs the code of the object's class, which may raise anything at all.
+            raise DecodeError(
+                f"{context.key!r} cannot be unpickled: {exc!r}", key=context.key
+            ) from exc

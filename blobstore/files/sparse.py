@@ -1,0 +1,64 @@
+"""SciPy's sparse matrices and arrays, in the layout of `scipy.sparse.save_npz` and beyond it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, ClassVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from blobstore.errors import DecodeError
+from blobstore.files.numpy import NpzFormat
+from blobstore.files.options import reading, refuse_options
+from blobstore.protocols.file_format import FileContext, FileFormat
+from blobstore.streams import Sink, Source
+
+_ITS_OWN = {"csr", "csc", "coo", "bsr", "dia"}
+_FORMAT = "blobstore_format"
+
+
+class SparseFormat(FileFormat):
+    """A sparse matrix or array of any layout: ``.sparse.npz``, which `scipy.sparse.load_npz` reads.
+
+    The layouts that SciPy does not write (dok, lil) are kept as coordinates, and the file notes
+    which of the two it was.
+    """
+
+    name = "sparse"
+    extensions = (".sparse.npz", ".sparse")
+    priority = 60
+    type_names: ClassVar[tuple[str, ...]] = tuple(
+        f"scipy.sparse._{layout}.{layout}_{kind}"
+        for layout in ("csr", "csc", "coo", "bsr", "dia", "dok", "lil")
+        for kind in ("matrix", "array")
+    )
+
+    def can_handle(self, obj: Any) -> bool:
+        """All but those of Python objects."""
+        return sp.issparse(obj) and not obj.dtype.hasobject
+
+    def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
+        """Write the arrays it is made of."""
+        stored = obj if obj.format in _ITS_OWN else obj.tocoo()
+        buffer = io.BytesIO()
+        sp.save_npz(buffer, stored, compressed=False)
+        with np.load(io.BytesIO(buffer.getbuffer()), allow_pickle=False) as archive:
+            parts = {name: archive[name] for name in archive.files}
+        if stored is not obj:
+            parts[_FORMAT] = np.array(obj.format.encode())
+        NpzFormat().write(parts, sink, context)
+
+    def read(self, source: Source, context: FileContext, **options: Any) -> Any:
+        """Read the matrix."""
+        refuse_options(context, options)
+        with reading(context, ValueError, KeyError, OSError, EOFError), source.open() as file:
+            loaded = sp.load_npz(file)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                wanted = bytes(archive[_FORMAT]).decode() if _FORMAT in archive.files else None
+            if wanted is None:
+                return loaded
+            if wanted not in ("dok", "lil"):
+                raise DecodeError(f"{context.key!r} is of an unknown layout {wanted!r}")
+            return loaded.asformat(wanted)

@@ -1,0 +1,68 @@
+"""PyTorch's own files: tensors, dictionaries that hold them, and whole modules."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from typing import Any, ClassVar
+
+import torch
+
+from blobstore.files.options import reading, refuse_options
+from blobstore.files.trust import FileTrust
+from blobstore.protocols.file_format import FileContext, FileFormat
+from blobstore.streams import Sink, Source
+
+_MALFORMED = (RuntimeError, EOFError, OSError, ValueError, KeyError)
+
+
+class TorchFormat(FileFormat):
+    """What `torch.save` writes: tensors and containers of them, modules.
+
+    Tensors are loaded with ``weights_only=True``, which runs nothing. A module is a pickle: it is
+    loaded where the file bears the reader's own signature, or the store says ``pickle="allow"``.
+    """
+
+    name = "torch"
+    extensions = (".pt", ".pth")
+    priority = 60
+    type_names: ClassVar[tuple[str, ...]] = ("*",)
+
+    def can_handle(self, obj: Any) -> bool:
+        """A tensor, a module, or a container that holds a tensor somewhere."""
+        return isinstance(obj, torch.Tensor | torch.nn.Module) or _holds_tensor(obj)
+
+    def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
+        """Write the file, and what the reader will know it by."""
+        trust = FileTrust.of(context)
+        path = sink.path()
+        torch.save(obj, path)
+        trust.sign_zip(path, context.key)
+
+    def read(self, source: Source, context: FileContext, **options: Any) -> Any:
+        """Read the file, to the CPU or where `map_location` says."""
+        refuse_options(context, options, "map_location")
+        where = options.get("map_location", "cpu")
+        trust = FileTrust.of(context)
+        with reading(context, *_MALFORMED), source.open() as file:
+            try:
+                return torch.load(file, map_location=where, weights_only=True)
+            except pickle.UnpicklingError as exc:
+                trust.require(
+                    source, context.key, "a PyTorch file that holds more than tensors", exc
+                )
+            file.seek(0)
+            return torch.load(file, map_location=where, weights_only=False)
+
+
+def _holds_tensor(obj: Any, depth: int = 0) -> bool:
+    kind = type(obj)
+    if kind in (dict, OrderedDict):
+        items = list(obj.values())
+    elif kind in (list, tuple):
+        items = list(obj)
+    else:
+        return False
+    return depth < 20 and any(
+        isinstance(item, torch.Tensor) or _holds_tensor(item, depth + 1) for item in items
+    )

@@ -1,0 +1,211 @@
+"""Which files may run code when they are read: those that bear the reader's own signature.
+
+Files of open formats run nothing. A pickle, and a PyTorch file that holds more than tensors, are
+signed when they are written, by the user's key (`blobstore.signing`): a keyed BLAKE3 hash of the
+name in the store and the BLAKE3 of the content. The signature stands where other tools do not mind
+it: behind the end of a pickle, and in the comment of a zip file.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from blobstore.errors import ConfigError, UntrustedTypeError
+from blobstore.protocols import ObjectStore
+from blobstore.protocols.file_format import FileContext
+from blobstore.signing import Key, Keyring
+from blobstore.streams import CHUNK, Hasher, Source
+from blobstore.trust import EVERYTHING, Trust, TypePatterns
+
+_TRAILER = re.compile(rb"\nblobstore-signature:1:b3:([0-9a-f]{8}):([0-9a-f]{64})\n")
+SIZE = len("\nblobstore-signature:1:b3:12345678:\n") + 64
+"""Bytes of a signature in a file."""
+
+SIGNED = (".pkl", ".pickle", ".pt", ".pth")
+"""Extensions of files that are signed."""
+
+_MODES = ("signed", "allow", "deny")
+
+
+class FileTrust:
+    """What a store lets its files do.
+
+    Parameters
+    ----------
+    mode : {"signed", "allow", "deny"}
+    trusted_types : iterable of str
+    signing_keys : iterable, optional
+
+    Raises
+    ------
+    ConfigError
+        One of them is wrong.
+    """
+
+    def __init__(
+        self,
+        mode: str = "signed",
+        trusted_types: Iterable[str] = (),
+        signing_keys: Iterable[bytes | str] | None = None,
+    ) -> None:
+        if mode not in _MODES:
+            raise ConfigError(f"pickle must be one of {', '.join(_MODES)}, not {mode!r}")
+        self.mode = mode
+        self.types = TypePatterns(trusted_types)
+        self._keyring = Keyring(signing_keys)
+
+    @staticmethod
+    def of(context: FileContext) -> FileTrust:
+        """That of the store whose file it is; one that trusts nothing where there is none."""
+        trust = context.trust
+        return trust if isinstance(trust, FileTrust) else FileTrust()
+
+    def check_allowed(self, key: str, what: str) -> None:
+        """Refuse what may run code where the store says so.
+
+        Raises
+        ------
+        UntrustedTypeError
+        """
+        if self.mode == "deny":
+            raise UntrustedTypeError(
+                f"{key!r} is {what}, and the store was opened with pickle='deny'", key=key
+            )
+
+    # --- writing ---
+
+    def signature(self, key: str, digest: str) -> bytes:
+        """The bytes that follow the content of a file; none where there is no key to sign with."""
+        by = self._keyring.signing_key()
+        if by is None:
+            return b""
+        return f"\nblobstore-signature:1:b3:{by.id}:{_mac(by, key, digest)}\n".encode()
+
+    def sign_zip(self, path: Path, key: str) -> None:
+        """Put the signature into the comment of a zip file that has none."""
+        with path.open("r+b") as file:
+            hasher = new_hasher()
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+            trailer = self.signature(key, hasher.hexdigest())
+            file.seek(-2, 2)
+            if trailer and file.read(2) == b"\0\0":
+                file.seek(-2, 2)
+                file.write(len(trailer).to_bytes(2, "little") + trailer)
+
+    def copy(self, objects: ObjectStore, source: str, target: str) -> bool:
+        """Copy a file that is the reader's own, signed anew for its new name; whether it was."""
+        with objects.source(source) as stored:
+            if self.doubt(stored, source, zipped=_is_zip(stored)) is not None:
+                return False
+            size = stored.size - SIZE
+            with stored.open() as file, objects.writer(target, stored.size) as sink:
+                hasher = _ContentHasher(size if _is_zip(stored) else None)
+                while chunk := file.read(min(CHUNK, size - file.tell())):
+                    hasher.update(chunk)
+                    sink.write(chunk)
+                sink.write(self.signature(target, hasher.hexdigest()))
+        return True
+
+    # --- reading ---
+
+    def trust_in(self, source: Source, key: str) -> Trust:
+        """What a pickle may do."""
+        self.check_allowed(key, "a pickle")
+        if self.mode == "allow":
+            return EVERYTHING
+        reason = self.doubt(source, key, zipped=False)
+        return EVERYTHING if reason is None else Trust(types=self.types, reason=reason)
+
+    def require(self, source: Source, key: str, what: str, exc: Exception) -> None:
+        """Insist that a file may run code.
+
+        Raises
+        ------
+        UntrustedTypeError
+        """
+        self.check_allowed(key, what)
+        if self.mode == "allow":
+            return
+        reason = self.doubt(source, key, zipped=True)
+        if reason is not None:
+            raise UntrustedTypeError(
+                f"{key!r} is {what}, whose code would run, and is not trusted: {reason}. Load only "
+                "its tensors, get the writer's signing key, or open the store with pickle='allow'",
+                key=key,
+            ) from exc
+
+    def doubt(self, source: Source, key: str, *, zipped: bool) -> str | None:
+        """Why a file is not the reader's own; None if it is."""
+        content = source.size - SIZE
+        found = _TRAILER.fullmatch(source.read_range(max(content, 0), source.size))
+        if found is None:
+            return "it is not signed"
+        key_id, mac = (part.decode() for part in found.groups())
+        try:
+            by = self._keyring.find(key_id)
+        except ConfigError as exc:
+            return f"its signature could not be checked, because {exc}"
+        if by is None:
+            return f"it is signed by a key that is not yours ({key_id})"
+        hasher = _ContentHasher(content if zipped else None)
+        with source.open() as file:
+            while chunk := file.read(min(CHUNK, content - file.tell())):
+                hasher.update(chunk)
+        if not hmac.compare_digest(mac, _mac(by, key, hasher.hexdigest())):
+            return (
+                "its signature does not match: its content or name was changed since it was signed"
+            )
+        return None
+
+
+class _ContentHasher:
+    """Hashes content as it was when it was signed: a zip file had a comment of no length then.
+
+    Parameters
+    ----------
+    size : int or None
+        Of the content of a zip file, whose last two bytes are the length of the comment.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        self._hasher = new_hasher()
+        self._left = size
+
+    def update(self, chunk: bytes) -> None:
+        if self._left is not None:
+            keep = max(0, self._left - 2)
+            self._left -= len(chunk)
+            chunk = chunk[:keep] + bytes(max(0, len(chunk) - keep))
+        self._hasher.update(chunk)
+
+    def hexdigest(self) -> str:
+        return self._hasher.hexdigest()
+
+
+def new_hasher() -> Hasher:
+    """What content is hashed by."""
+    from blobstore.digest import new_digest
+
+    return new_digest("blake3")
+
+
+def without_signature(data: bytes) -> bytes:
+    """Content without the signature behind it, if there is one."""
+    return data[:-SIZE] if _TRAILER.fullmatch(data[-SIZE:]) else data
+
+
+def _is_zip(source: Source) -> bool:
+    return source.read_range(0, 4) == b"PK\x03\x04"
+
+
+def _mac(by: Key, key: str, digest: str) -> str:
+    from blake3 import blake3
+
+    name = key.encode()
+    statement = b"blobstore:file:1:%d:%b:%b" % (len(name), name, digest.encode())
+    found: str = blake3(statement, key=by.secret).hexdigest()
+    return found

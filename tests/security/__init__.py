@@ -1,0 +1,1 @@
+"""Tests that attack: what others wrote must not run code here."""

@@ -1,0 +1,693 @@
+"""AutoStore, row by row of the contract."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from blobstore import DictStore, FilesystemStore
+from blobstore.autostore import (
+    AutoStore,
+    DataHandler,
+    StorageError,
+    StorageFileNotFoundError,
+)
+from blobstore.errors import (
+    ClosedError,
+    ConfigError,
+    DecodeError,
+    InvalidInputError,
+    InvalidKeyError,
+    UnsupportedTypeError,
+)
+
+
+@pytest.fixture
+def store(tmp_path):
+    with AutoStore(tmp_path / "data") as store:
+        yield store
+
+
+def files(store):
+    return sorted(store.list_files())
+
+
+@dataclasses.dataclass
+class Inner:
+    rate: float = 0.5
+
+
+@dataclasses.dataclass
+class Settings:
+    name: str
+    layers: list
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+class Anything:
+    def __init__(self, value):
+        self.value = value
+
+    def __eq__(self, other):
+        return type(other) is type(self) and self.value == other.value
+
+    __hash__ = None
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+def test_a_relative_place_is_fixed_at_construction(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = AutoStore("./data")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    store["a"] = [1]
+    assert (tmp_path / "data" / "a.json").exists()
+
+
+@pytest.mark.parametrize("make", [str, Path, lambda path: f"file://{path}"])
+def test_places(tmp_path, make):
+    with AutoStore(make(tmp_path / "data")) as store:
+        store["a"] = {"x": 1}
+    assert json.loads((tmp_path / "data" / "a.json").read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize("wrong", [None, "", 5, "ftp://host/x", b"data"])
+def test_wrong_places(wrong):
+    with pytest.raises(ValueError):
+        AutoStore(wrong)
+
+
+def test_an_object_store_of_ones_own_stays_open():
+    objects = DictStore()
+    with AutoStore(objects) as store:
+        store["a"] = "text"
+    assert objects.get("a.txt") == b"text"
+
+
+def test_a_closed_store_says_so(store):
+    store.close()
+    store.close()
+    for call in (
+        lambda: store["a"],
+        lambda: store.put("a", 1),
+        lambda: list(store),
+        lambda: "a" in store,
+        lambda: store.get_metadata("a"),
+        lambda: list(store.list_files()),
+        store.cleanup_cache,
+    ):
+        with pytest.raises(ClosedError):
+            call()
+
+
+# --- types ----------------------------------------------------------------------------------------
+
+VALUES = [
+    pytest.param({"key": "value", "n": [1, 2.5, None, True]}, ".json", id="dict"),
+    pytest.param([1, "zwei", [3.0]], ".json", id="list"),
+    pytest.param([], ".json", id="empty list"),
+    pytest.param([{"event": "start"}, {"event": "end", "n": 1}], ".jsonl", id="list of dicts"),
+    pytest.param("Grüße\r\n🎉", ".txt", id="text"),
+    pytest.param(b"\x00\xff", ".bin", id="bytes"),
+    pytest.param(7, ".json", id="int"),
+    pytest.param(None, ".json", id="None"),
+    pytest.param(False, ".json", id="bool"),
+    pytest.param({1: "int keys"}, ".pkl", id="int keys"),
+    pytest.param((1, 2), ".pkl", id="tuple"),
+    pytest.param({"s": {1, 2}}, ".pkl", id="set inside"),
+    pytest.param({"nan": math.inf}, ".pkl", id="infinity"),
+    pytest.param(datetime(2024, 5, 1, tzinfo=UTC), ".pkl", id="datetime"),
+    pytest.param(bytearray(b"x"), ".pkl", id="bytearray"),
+    pytest.param("lone \ud800", ".pkl", id="surrogate"),
+    pytest.param(Anything([1]), ".pkl", id="object"),
+]
+
+
+@pytest.mark.parametrize(("value", "extension"), VALUES)
+def test_types_choose_their_extension_and_come_back(store, value, extension):
+    store["k"] = value
+    assert files(store) == ["k" + extension]
+    for key in ("k", "k" + extension):
+        loaded = store[key]
+        assert loaded == value
+        assert type(loaded) is type(value)
+        assert key in store
+    assert list(store.keys()) == ["k"]
+
+
+ARRAYS = [
+    np.arange(12, dtype="f4").reshape(3, 4),
+    np.array(3.5),
+    np.array([], dtype="i8"),
+    np.asfortranarray(np.arange(6).reshape(2, 3)),
+    np.array(["a", "bc"]),
+    np.array(["2024-05-01"], dtype="M8[ns]"),
+    np.zeros(2, dtype=[("a", "i4"), ("b", "f8", (2,))]),
+]
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=repr)
+def test_arrays(store, array):
+    store["a"] = array
+    assert files(store) == ["a.npy"]
+    loaded = store["a"]
+    np.testing.assert_array_equal(loaded, array)
+    assert loaded.dtype == array.dtype
+    assert loaded.flags.writeable
+    assert loaded.flags.f_contiguous == array.flags.f_contiguous
+
+
+def test_rows_of_an_array(store):
+    store["a"] = np.arange(100).reshape(50, 2)
+    np.testing.assert_array_equal(store.load("a", rows=slice(3, 5)), [[6, 7], [8, 9]])
+
+
+def test_arrays_by_name(store):
+    arrays = {"x": np.ones(3), "file": np.arange(2), "ü/y": np.zeros((2, 2), "f4")}
+    store["a"] = arrays
+    assert files(store) == ["a.npz"]
+    loaded = store["a"]
+    assert type(loaded) is dict
+    assert list(loaded) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+    assert set(store.load("a", names=["x"])) == {"x"}
+
+
+def test_arrays_of_objects_are_never_unpickled_from_npy(store, tmp_path):
+    store["fine"] = np.array([None, "a"], dtype=object)
+    assert files(store) == ["fine.pkl"]
+    np.save(tmp_path / "data" / "evil.npy", np.array([{}], dtype=object))
+    with pytest.raises(DecodeError):
+        store["evil"]
+
+
+def test_pandas_frames(store):
+    frame = pd.DataFrame({"a": [1, 2], "b": ["x", None]}, index=pd.Index([5, 7], name="i"))
+    store["f"] = frame
+    assert files(store) == ["f.parquet"]
+    pd.testing.assert_frame_equal(store["f"], frame)
+    assert list(store.load("f", columns=["a"]).columns) == ["a"]
+
+
+def test_frames_that_parquet_does_not_hold_go_to_pickle(store):
+    frame = pd.DataFrame({"a": [object(), object()]}).map(lambda _: (1, {2}))
+    store["f"] = frame
+    assert files(store) == ["f.pkl"]
+    pd.testing.assert_frame_equal(store["f"], frame)
+
+
+def test_a_csv_by_name(store):
+    frame = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
+    store["f.csv"] = frame
+    assert files(store) == ["f.csv"]
+    loaded = store.load("f", library="pandas")
+    pd.testing.assert_frame_equal(loaded, frame)
+
+
+def test_dataclasses(store):
+    settings = Settings("a", [1, 2], Inner(0.1))
+    store["s"] = settings
+    assert files(store) == ["s.dataclass.json"]
+    assert store["s"] == dataclasses.asdict(settings)
+    assert store.load("s", cls=Settings) == settings
+    with pytest.raises(InvalidInputError, match="dataclass"):
+        store.load("s", cls=dict)
+
+
+def test_a_dataclass_that_json_does_not_hold(store):
+    store["s"] = Settings("a", [(1, 2)])
+    assert files(store) == ["s.pkl"]
+    assert store["s"] == Settings("a", [(1, 2)])
+
+
+def test_pydantic(store):
+    pydantic = pytest.importorskip("pydantic")
+    Model = pydantic.create_model("Model", name=(str, ...), when=(datetime, ...))
+    model = Model(name="a", when=datetime(2024, 5, 1, tzinfo=UTC))
+    store["m"] = model
+    assert files(store) == ["m.pydantic.json"]
+    assert store["m"]["name"] == "a"
+    assert store.load("m", cls=Model) == model
+
+
+def test_yaml_by_name(store):
+    store["c.yaml"] = {"b": [1, 2], "a": "ü: x"}
+    assert files(store) == ["c.yaml"]
+    assert store["c"] == {"b": [1, 2], "a": "ü: x"}
+
+
+def test_yaml_runs_nothing(store, tmp_path):
+    store["x"] = 1
+    evil = "!!python/object/apply:os.mkdir [" + json.dumps(str(tmp_path / "evil")) + "]"
+    (tmp_path / "data" / "c.yaml").write_text(evil)
+    with pytest.raises(DecodeError):
+        store["c"]
+    assert not (tmp_path / "evil").exists()
+
+
+def test_sparse(store):
+    sparse = pytest.importorskip("scipy.sparse")
+    for layout in ("csr", "csc", "coo", "bsr", "dia", "dok", "lil"):
+        for kind in ("matrix", "array"):
+            made = getattr(sparse, f"{layout}_{kind}")(np.eye(3))
+            store["m"] = made
+            assert files(store) == ["m.sparse.npz"]
+            loaded = store["m"]
+            assert type(loaded) is type(made)
+            assert loaded.dtype == made.dtype
+            np.testing.assert_array_equal(loaded.toarray(), made.toarray())
+
+
+def test_images(store):
+    Image = pytest.importorskip("PIL.Image")
+    image = Image.fromarray(np.arange(48, dtype="u1").reshape(4, 4, 3))
+    store["i"] = image
+    store["j.jpg"] = image
+    assert files(store) == ["i.png", "j.jpg"]
+    np.testing.assert_array_equal(np.asarray(store["i"]), np.asarray(image))
+    assert store["j"].size == (4, 4)
+    store["again"] = store["i"]  # what was loaded can be stored
+    assert "again.png" in files(store)
+
+
+def test_torch(store):
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(2, 3)
+    store["state"] = model.state_dict()
+    store["tensor"] = torch.arange(3)
+    store["model"] = model
+    assert files(store) == ["model.pt", "state.pt", "tensor.pt"]
+    assert torch.equal(store["state"]["weight"], model.weight)
+    assert torch.equal(store["tensor"], torch.arange(3))
+    assert torch.equal(store["model"].weight, model.weight)
+
+
+# --- keys and extensions ----------------------------------------------------------------------------
+
+
+def test_only_known_extensions_are_extensions(store):
+    store["model.v1"] = {"v": 1}
+    store["model.v2"] = {"v": 2}
+    assert store["model.v1"] == {"v": 1}
+    assert store["model.v2"] == {"v": 2}
+    assert sorted(store) == ["model.v1", "model.v2"]
+
+
+def test_a_key_has_one_file(store):
+    store["a"] = {"old": 1}
+    store["a"] = "new"
+    assert store["a"] == "new"
+    assert files(store) == ["a.txt"]
+    store["a.json"] = {"newer": 1}
+    assert store["a"] == {"newer": 1}
+    assert files(store) == ["a.json"]
+    with pytest.raises(KeyError):
+        store["a.txt"]
+
+
+def test_a_value_that_does_not_fit_its_extension_leaves_the_old_file(store):
+    store["a"] = {"x": 1}
+    with pytest.raises(StorageError, match=r"\.parquet"):
+        store["a.parquet"] = {"x": 1}
+    with pytest.raises(StorageError):
+        store["a.json"] = {1, 2}
+    assert store["a"] == {"x": 1}
+    assert files(store) == ["a.json"]
+
+
+def test_what_nothing_holds_is_refused_and_leaves_the_old_file(store):
+    store["a"] = 1
+    with pytest.raises(UnsupportedTypeError):
+        store["a"] = threading.Lock()
+    assert store["a"] == 1
+    assert files(store) == ["a.json"]
+
+
+def test_a_write_that_fails_leaves_nothing(store, monkeypatch):
+    from blobstore.files import text
+
+    store["a"] = "old"
+
+    def fail(self, obj, sink, context):
+        sink.write(b"half")
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(text.TextFormat, "write", fail)
+    with pytest.raises(RuntimeError):
+        store["a"] = "new"
+    monkeypatch.undo()
+    assert store["a"] == "old"
+    assert files(store) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    "key", ["", "../x", "a/../b", "/etc/passwd", "a//b", "a/", ".", "a\\b", "x\0y"]
+)
+@pytest.mark.parametrize("place", ["folder", "memory"])
+def test_nothing_leads_out(tmp_path, key, place):
+    store = AutoStore(tmp_path / "data" if place == "folder" else DictStore())
+    store["inside"] = 1
+    for call in (
+        lambda: store.put(key, 1),
+        lambda: store[key],
+        lambda: key in store,
+        lambda: store.copy("inside", key),
+        lambda: store.move("inside", key),
+        lambda: store.copy(key, "x"),
+        lambda: store.get_metadata(key),
+        lambda: store.__delitem__(key),
+    ):
+        with pytest.raises(InvalidKeyError):
+            call()
+    assert list(store) == ["inside"]
+
+
+def test_links_do_not_lead_out(tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.json").write_text("1")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(outside)
+    store = AutoStore(tmp_path / "data")
+    assert list(store) == []
+    with pytest.raises(InvalidKeyError, match="link"):
+        store["link/secret"]
+    with pytest.raises(InvalidKeyError, match="link"):
+        store["link/new"] = 1
+    assert [path.name for path in outside.iterdir()] == ["secret.json"]
+
+
+@pytest.mark.parametrize("key", [5, None, b"a", 1.5])
+def test_keys_are_text_or_paths(store, key):
+    with pytest.raises(InvalidKeyError):
+        store[key] = 1
+
+
+def test_paths_are_keys(store):
+    store[Path("runs") / "7"] = {"a": 1}
+    assert store["runs/7"] == {"a": 1}
+    assert Path("runs/7.json") in store
+
+
+def test_misses(store):
+    for call in (
+        lambda: store["no"],
+        lambda: store["no.json"],
+        lambda: store.get_metadata("no"),
+        lambda: store.copy("no", "b"),
+        lambda: store.move("no", "b"),
+        lambda: store.__delitem__("no"),
+    ):
+        with pytest.raises(StorageFileNotFoundError) as caught:
+            call()
+        assert isinstance(caught.value, StorageError)
+        assert isinstance(caught.value, KeyError)
+    assert "no" not in store
+    assert store.get("no") is None
+    assert store.get("no", 5) == 5
+
+
+def test_folders_are_no_keys(store):
+    store["dir/a"] = 1
+    store["dir/b"] = 2
+    assert "dir" not in store
+    with pytest.raises(KeyError):
+        del store["dir"]
+    assert sorted(store) == ["dir/a", "dir/b"]
+
+
+def test_deleting_takes_one_key(store):
+    store["run.json"] = 1
+    store["run.json.bak/x"] = 2
+    store["run/x"] = 3
+    del store["run"]
+    assert sorted(store) == ["run.json.bak/x", "run/x"]
+
+
+def test_length_iteration_and_keys_agree(store):
+    for key in ("my_data", "folder/other", "z.v1"):
+        store[key] = {"k": key}
+    assert sorted(store) == sorted(store.keys()) == ["folder/other", "my_data", "z.v1"]
+    assert len(store) == 3
+    assert dict(store.items())["my_data"] == {"k": "my_data"}
+
+
+def test_files_of_other_tools_are_read(store, tmp_path):
+    root = tmp_path / "data"
+    root.mkdir(exist_ok=True)
+    (root / "page.html").write_text("<p>")
+    (root / "rows.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
+    np.savez(root / "arrays.npz", x=np.ones(2))
+    pd.DataFrame({"a": [1]}).to_parquet(root / "frame.parquet")
+    (root / "unknown.xyz").write_text("?")
+    assert store["page"] == "<p>"
+    assert store["rows"] == [{"a": 1}, {"a": 2}]
+    assert store["arrays"]["x"].sum() == 2
+    pd.testing.assert_frame_equal(store["frame"], pd.DataFrame({"a": [1]}))
+    assert sorted(store) == ["arrays", "frame", "page", "rows"]
+    assert "unknown.xyz" in files(store)
+
+
+def test_damaged_files_say_so(store, tmp_path):
+    store["a"] = 1
+    for name in ("a.json", "b.npy", "c.npz", "d.jsonl", "e.parquet", "f.pkl", "g.yaml"):
+        (tmp_path / "data" / name).write_bytes(b"\x81\x00{")
+        with pytest.raises(DecodeError, match=name[0]):
+            store[name]
+
+
+def test_of_several_files_of_a_key_the_newest_is_read(store, tmp_path):
+    import os
+
+    store["a"] = {"x": 1}
+    (tmp_path / "data" / "a.txt").write_text("later")
+    os.utime(tmp_path / "data" / "a.json", (1, 1))
+    assert store["a"] == "later"
+    assert list(store) == ["a"]
+    os.utime(tmp_path / "data" / "a.txt", (0, 0))
+    assert store["a"] == {"x": 1}
+    store["a"] = b"one again"
+    assert files(store) == ["a.bin"]
+
+
+def test_two_writers_of_a_key_lose_nothing(tmp_path):
+    store = AutoStore(tmp_path / "data")
+    values = [{"a": 1}, "text", b"bytes", np.arange(3)]
+
+    def write(value):
+        for _ in range(30):
+            store["k"] = value
+
+    threads = [threading.Thread(target=write, args=(value,)) for value in values]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "k" in store
+    store["k"]
+    store["k"] = "last"
+    assert files(store) == ["k.txt"]
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def test_metadata(store):
+    store["a"] = {"x": 1}
+    found = store.get_metadata("a")
+    assert found.size == (store._objects.stat("a.json").size)
+    assert abs(found.modified_time - datetime.now(UTC)) < timedelta(minutes=1)
+    assert found.content_type == "application/json"
+    assert found.etag
+    assert found.extra["name"] == "a.json"
+
+
+def test_copy_and_move(store):
+    store["a"] = {"x": 1}
+    store["b"] = "old value of another type"
+    store.copy("a", "b")
+    assert store["b"] == {"x": 1}
+    assert files(store) == ["a.json", "b.json"]
+    store.move("a", "dir/model.v1")
+    assert files(store) == ["b.json", "dir/model.v1.json"]
+    store.move("b", "b")
+    store.copy("b", "b.json")
+    assert store["b"] == {"x": 1}
+    with pytest.raises(StorageError, match="extension"):
+        store.copy("b", "c.parquet")
+    assert files(store) == ["b.json", "dir/model.v1.json"]
+
+
+def test_a_copied_pickle_is_still_trusted(store):
+    store["a"] = Anything(1)
+    store.copy("a", "b")
+    store.move("a", "c")
+    assert store["b"] == store["c"] == Anything(1)
+
+
+def test_list_files(store):
+    for key in ("a", "runs/1/scores", "runs/2/scores", "runs/2/deep/scores"):
+        store[key] = [1]
+    store["runs/1/log"] = "x"
+    assert sorted(store.list_files("*.txt")) == ["runs/1/log.txt"]
+    assert sorted(store.list_files("runs/*/scores.json")) == [
+        "runs/1/scores.json",
+        "runs/2/scores.json",
+    ]
+    assert max(store.list_files("runs/**/scores.json")) == "runs/2/scores.json"
+    assert len(list(store.list_files("runs/**/scores.json"))) == 3
+    assert list(store.list_files("*", recursive=False)) == ["a.json"]
+    assert sorted(store.list_files("runs/[!1]/*.json")) == ["runs/2/scores.json"]
+    with pytest.raises(InvalidInputError):
+        store.list_files("")
+
+
+def test_unknown_options_are_refused(store):
+    store["a"] = [1]
+    with pytest.raises(InvalidInputError, match="columns"):
+        store.load("a", columns=["x"])
+
+
+# --- handlers and backends ----------------------------------------------------------------------------
+
+
+class UpperHandler(DataHandler):
+    extensions = [".upper"]  # noqa: RUF012
+    priority = 15
+
+    def can_handle_extension(self, extension):
+        return extension.lower() == ".upper"
+
+    def can_handle_data(self, data):
+        return isinstance(data, str) and data.isupper()
+
+    def read_from_file(self, file_path, file_extension):
+        assert file_path.suffix == file_extension == ".upper"
+        return file_path.read_text().upper()
+
+    def write_to_file(self, data, file_path, file_extension):
+        file_path.parent.mkdir(parents=True, exist_ok=True)
+        file_path.write_text(data.lower())
+
+
+def test_a_handler_of_ones_own(store, tmp_path):
+    store.register_handler(UpperHandler())
+    store["a"] = "LOUD"
+    store["b"] = "quiet"
+    assert files(store) == ["a.upper", "b.txt"]
+    assert (tmp_path / "data" / "a.upper").read_text() == "loud"
+    assert store["a"] == "LOUD"
+    with pytest.raises(ConfigError, match="registered already"):
+        store.register_handler(UpperHandler())
+    with AutoStore(tmp_path / "data") as other:  # it is this store's alone
+        assert list(other) == ["b"]
+    assert store.unregister_handler(UpperHandler) is True
+    assert store.unregister_handler(UpperHandler) is False
+    assert list(store) == ["b"]
+
+
+@pytest.mark.parametrize("wrong", [None, object(), UpperHandler, "handler"])
+def test_what_is_no_handler(store, wrong):
+    with pytest.raises(ConfigError):
+        store.register_handler(wrong)
+
+
+def test_backends_by_scheme(tmp_path):
+    def open_under(uri, config):
+        return FilesystemStore(tmp_path / uri.partition("://")[2])
+
+    AutoStore.register_backend("mine", open_under)
+    try:
+        assert {"mine", "file", "s3"} <= set(AutoStore.get_supported_backends())
+        with AutoStore("mine://sub") as store:
+            store["a"] = 1
+        assert (tmp_path / "sub" / "a.json").exists()
+        with pytest.raises(ConfigError, match="already"):
+            AutoStore.register_backend("mine", lambda uri, config: None)
+    finally:
+        assert AutoStore.unregister_backend("mine")
+    assert not AutoStore.unregister_backend("mine")
+    with pytest.raises(ConfigError, match="mine"):
+        AutoStore("mine://sub")
+
+
+# --- trust --------------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.mkdir, (Path(self.marker),))
+
+
+def test_a_pickle_of_somebody_else_runs_nothing(store, tmp_path):
+    store["mine"] = Anything(1)
+    data = pickle.dumps(Evil(tmp_path / "ran"))
+    (tmp_path / "data" / "theirs.pkl").write_bytes(data)
+    from blobstore.errors import UntrustedTypeError
+
+    with pytest.raises(UntrustedTypeError):
+        store["theirs"]
+    assert not (tmp_path / "ran").exists()
+    assert store["mine"] == Anything(1)
+
+
+def test_a_pickle_of_somebody_else_with_plain_values_loads(store, tmp_path):
+    store["x"] = 1
+    (tmp_path / "data" / "theirs.pkl").write_bytes(pickle.dumps({"a": (1, {2})}))
+    assert store["theirs"] == {"a": (1, {2})}
+
+
+def test_our_pickles_are_read_by_pickle(store, tmp_path):
+    store["k"] = (1, {2})
+    with (tmp_path / "data" / "k.pkl").open("rb") as file:
+        assert pickle.load(file) == (1, {2})
+
+
+def test_a_signature_is_of_one_key_and_content(store, tmp_path):
+    from blobstore.errors import UntrustedTypeError
+
+    store["a"] = Anything(1)
+    signed = (tmp_path / "data" / "a.pkl").read_bytes()
+    (tmp_path / "data" / "b.pkl").write_bytes(signed)
+    with pytest.raises(UntrustedTypeError):
+        store["b"]
+    (tmp_path / "data" / "a.pkl").write_bytes(signed.replace(b"value", b"valuf"))
+    with pytest.raises(UntrustedTypeError):
+        store["a"]
+
+
+def test_pickles_can_be_denied_and_allowed(tmp_path):
+    from blobstore.errors import UntrustedTypeError
+
+    with AutoStore(tmp_path / "data") as store:
+        store["a"] = (1, 2)
+        store["plain"] = [1]
+    (tmp_path / "data" / "b.pkl").write_bytes(pickle.dumps(Anything(2)))
+    with AutoStore(tmp_path / "data", pickle="deny") as store:
+        assert store["plain"] == [1]
+        with pytest.raises(UntrustedTypeError, match="deny"):
+            store["a"]
+        with pytest.raises(UntrustedTypeError, match="deny"):
+            store["new"] = (1, 2)
+    with AutoStore(tmp_path / "data", pickle="allow") as store:
+        assert store["b"] == Anything(2)
+    name = f"{Anything.__module__}.Anything"
+    with AutoStore(tmp_path / "data", trusted_types=[name]) as store:
+        assert store["b"] == Anything(2)
+    with pytest.raises(ConfigError):
+        AutoStore(tmp_path / "data", pickle="maybe")
