@@ -76,19 +76,20 @@ def _stream(size: str, case: Case) -> None:
 
 
 def _put(size: str, case: Case) -> None:
-    """Add entries between those that are there, and index them."""
+    """Add entries, and index them: behind those that are there, as runs come, and in between."""
     store, count = _contender(case), _count(size, case)
-    facts = [run(number * 6_007 % count, count) for number in range(-20, store.puts)]
-    items = [(f"{key}/{n}", metadata) for n, (key, metadata) in enumerate(facts)]
     value = {"weights": [0.5] * 8}
-    for key, metadata in items[:20]:
-        store.put(key, value, metadata)
-    measured = items[20:]
+    facts = [run(number * 6_007 % count, count) for number in range(2 * store.puts)]
+    behind = [(f"run/{n:07d}", metadata) for n, (_, metadata) in enumerate(facts[: store.puts])]
+    between = [(f"{key}/{n}", metadata) for n, (key, metadata) in enumerate(facts[store.puts :])]
+    for number in range(20):
+        store.put(f"run/{number}", value, facts[number][1])
     for number in range(BATCHES):
-        batch = measured[number::BATCHES]
-        with case.meter.part("put", len(batch)):
-            for key, metadata in batch:
-                store.put(key, value, metadata)
+        for part, items in ("put", behind), ("put between", between):
+            batch = items[number * len(items) // BATCHES : (number + 1) * len(items) // BATCHES]
+            with case.meter.part(part, len(batch)):
+                for key, metadata in batch:
+                    store.put(key, value, metadata)
 
 
 def _workload(size: str, title: str, entries: int, rounds: int) -> Workload:
