@@ -170,7 +170,7 @@ class _Shard:
             It is no database of diskcache.
         """
         if not databases.columns(database, "Cache") >= _COLUMNS:
-            raise DecodeError("it has no table Cache as diskcache 5 makes it")
+            raise DecodeError("the index cannot be read: it has no table Cache of diskcache 5")
         others = "SELECT 1 FROM Cache WHERE NOT raw OR typeof(key) != 'blob' LIMIT 1"
         first = database.execute("SELECT key FROM Cache LIMIT 1").fetchone()
         if first is None or database.execute(others).fetchone() is not None:
