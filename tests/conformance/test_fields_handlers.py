@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import decimal
 import enum
+import fractions
 import pathlib
 import subprocess
 import sys
@@ -148,6 +149,7 @@ class TestDataclassHandler(HandlerSuite):
             "others": Anything(
                 (
                     decimal.Decimal("1.20"),
+                    fractions.Fraction(-(7**9000), 3**9000),
                     uuid.UUID(int=7),
                     pathlib.Path("a/b"),
                     pathlib.PurePosixPath("/x"),
