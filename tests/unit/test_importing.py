@@ -559,6 +559,17 @@ def test_malicious_joblib_files_run_nothing(compressed, source, store, tmp_path)
     assert set(reasons(import_joblib(source, store, pickle="deny", overwrite=True))) == set(evil)
 
 
+def test_a_model_of_scikit_learn_that_joblib_dumped(source, store):
+    from sklearn.ensemble import RandomForestClassifier
+
+    points = np.arange(40.0).reshape(20, 2)
+    model = RandomForestClassifier(3, random_state=0).fit(points, points[:, 0] > 20)
+    joblib.dump(model, source / "model.joblib", compress=3)
+    assert "trusted_types" in reasons(import_joblib(source, store))["model.joblib"]
+    assert import_joblib(source, store, trusted_types=["sklearn.*"]).ok
+    np.testing.assert_array_equal(store["model.joblib"].predict(points), model.predict(points))
+
+
 def wrapper_pickle(attributes, tail=b""):
     """A file of joblib with a wrapper of these attributes."""
     from joblib.numpy_pickle import NumpyArrayWrapper
