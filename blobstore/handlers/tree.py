@@ -97,6 +97,13 @@ def _fraction(text: str) -> Fraction:
     return Fraction(int(numerator, 16), int(denominator, 16))
 
 
+def _zone(name: str) -> zoneinfo.ZoneInfo:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except OSError as exc:  # a folder of zones
+        raise ValueError(f"{name!r} is no time zone") from exc
+
+
 _TEXTS: dict[type, _Text] = {
     bytes: _Text("bytes", lambda x: base64.b64encode(x).decode(), base64.b64decode),
     bytearray: _Text(
@@ -114,7 +121,7 @@ _TEXTS: dict[type, _Text] = {
     pathlib.WindowsPath: _Text("path", str, pathlib.Path),
     pathlib.PurePosixPath: _Text("posix path", str, pathlib.PurePosixPath),
     pathlib.PureWindowsPath: _Text("windows path", str, pathlib.PureWindowsPath),
-    zoneinfo.ZoneInfo: _Text("zone", lambda x: x.key, zoneinfo.ZoneInfo),
+    zoneinfo.ZoneInfo: _Text("zone", lambda x: x.key, _zone),
 }
 _DECODE = {text.kind: text.decode for text in _TEXTS.values()}
 
@@ -395,7 +402,7 @@ class _Reading:
     def moment(self, node: Any) -> Any:
         value = _moment(node["v"]) if node["$"] == "datetime" else _clock(node["v"])
         if "zone" in node:
-            return value.replace(tzinfo=zoneinfo.ZoneInfo(node["zone"]))
+            return value.replace(tzinfo=_zone(node["zone"]))
         if "offset" in node:
             return value.replace(tzinfo=dt.timezone(_duration(node["offset"])))
         return value

@@ -19,7 +19,9 @@ def noise(*shape, dtype=torch.float32):
 
 
 def raw(tensor):
-    return tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return (
+        tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    )
 
 
 def same_tensor(one, other):
