@@ -455,7 +455,7 @@ class Committer:
             if staged.unvouched is not None:
                 draft = draft._replace(metadata_text=staged.unvouched.metadata_text)
         if handler.runs_code and self._signer is not None:
-            draft = draft._replace(signature=self._signer.sign(draft, draft.key, commit_id))
+            draft = EntryDraft(*draft[:-1], self._signer.sign(draft, draft.key, commit_id))
         return Put(draft, frozenset(staged.reused), expected)
 
     def _commit(

@@ -1,7 +1,7 @@
 """Signatures, by which a reader knows what it stored itself; and the keys that they are made with.
 
-A signature is a keyed BLAKE3 hash of a *statement*: a versioned text with the length of each field
-before it, so that no two entries have the same. It binds store, key, commit, handler, type, info,
+A signature is a keyed BLAKE3 hash of a *statement*: a versioned text that begins with the lengths of
+all fields, so that no two entries have the same. It binds store, key, commit, handler, type, info,
 metadata, and of each part its name, checksum and format; not the location, which may be another
 where a blob is shared, nor what the index counts (id, version, times).
 
@@ -58,16 +58,16 @@ def make_key(secret: bytes) -> Key:
 
 
 def statement(store_id: str, key: str, commit_id: str, entry: Entry | EntryDraft) -> bytes:
-    """What is signed: every field that says what an entry is, each with its length before it."""
+    """What is signed: the lengths of all fields that say what an entry is, and then the fields."""
     fields = [
         store_id, key, commit_id, entry.handler, entry.data_type, entry.info_text,
         entry.metadata_text,
     ]  # fmt: skip
     for name, blob, _ in entry.parts:
         fields += (name, blob.checksum, blob.codec, blob.handler, str(blob.format_version))
-    text = "".join([f"{len(field)}:{field}" for field in fields])
-    # Handlers may note names with lone surrogates.
-    return f"blobstore:entry:1:{len(fields)}:{text}".encode("utf-8", "surrogatepass")
+    sizes = ",".join(map(str, map(len, fields)))
+    text = f"blobstore:entry:1:{sizes}:{''.join(fields)}"
+    return text.encode("utf-8", "surrogatepass")  # handlers may note names with lone surrogates
 
 
 class Keyring:

@@ -398,8 +398,8 @@ class BlobStore(Asking):
         default : object
             Given if there is no such key, and only then.
         **read_options
-            What the type's handler knows: ``columns=[...]`` for frames, ``rows=slice(...)`` for
-            arrays.
+            What the type's handler knows: ``columns=[...]`` for tables, ``rows=slice(...)`` for
+            tables and arrays, ``map_location=...`` for tensors and what holds them.
 
         Returns
         -------

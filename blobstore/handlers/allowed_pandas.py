@@ -18,6 +18,7 @@ import pyarrow as pa
 from pandas._libs import arrays, internals  # type: ignore[attr-defined]
 from pandas._libs.tslibs import nattype, offsets, timedeltas, timestamps
 from pandas.core.indexes import datetimes
+from pandas.core.indexes import timedeltas as durations
 from pandas.core.internals import managers  # type: ignore[import-not-found]
 from pandas.core.internals.blocks import Block  # type: ignore[import-not-found]
 
@@ -32,6 +33,7 @@ _unpickle_timestamp = timestamps.__dict__["_unpickle_timestamp"]
 _unpickle_timedelta = timedeltas.__dict__["_timedelta_unpickle"]
 _unpickle_nat = nattype.__dict__["_nat_unpickle"]
 _new_times = datetimes.__dict__["_new_DatetimeIndex"]
+_new_durations = durations.__dict__.get("_new_TimedeltaIndex")
 
 _MASKED = (pd.arrays.IntegerArray, pd.arrays.FloatingArray, pd.arrays.BooleanArray)
 _BACKED = (
@@ -236,13 +238,22 @@ def _levels(facts: Any) -> Any:
     return pd.MultiIndex(levels, codes, names=facts.get("names"), verify_integrity=True)
 
 
-def _new_datetimes(cls: Any, facts: Any) -> Any:
-    only(dict)("DatetimeIndex", facts)
-    data, freq = facts.get("data"), facts.get("freq")
-    known = cls is pd.DatetimeIndex and set(facts) <= {"data", "name", "freq"}
-    _insist(known and type(data) is pd.arrays.DatetimeArray, "an index of times without any")
+def _checked_times(cls: Any, facts: Any, index: Any, array: Any) -> dict[str, Any]:
+    only(dict)(index.__name__, facts)
+    known = cls is index and set(facts) <= {"data", "name", "freq"}
+    _insist(known and type(facts.get("data")) is array, "an index of times without any")
+    freq = facts.get("freq")
     _insist(freq is None or isinstance(freq, offsets.BaseOffset), "times without a frequency")
-    return _new_times(cls, dict(facts))
+    return dict(facts)
+
+
+def _new_datetimes(cls: Any, facts: Any) -> Any:
+    return _new_times(cls, _checked_times(cls, facts, pd.DatetimeIndex, pd.arrays.DatetimeArray))
+
+
+def _new_timedeltas(cls: Any, facts: Any) -> Any:
+    checked = _checked_times(cls, facts, pd.TimedeltaIndex, pd.arrays.TimedeltaArray)
+    return None if _new_durations is None else _new_durations(cls, checked)
 
 
 # --- frames --------------------------------------------------------------------------------------
@@ -380,6 +391,9 @@ def _rules() -> dict[tuple[str, str], Rule]:
         ("pandas.core.indexes.base", "_new_Index"): Rule(_new_index, call=_new_index),
         ("pandas.core.indexes.datetimes", "_new_DatetimeIndex"): Rule(
             _new_datetimes, call=_new_datetimes
+        ),
+        ("pandas.core.indexes.timedeltas", "_new_TimedeltaIndex"): Rule(
+            _new_timedeltas, call=_new_timedeltas
         ),
         ("pandas.core.internals.managers", "BlockManager"): Rule(
             managers.BlockManager, call=_manager

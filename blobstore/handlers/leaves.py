@@ -59,6 +59,33 @@ class LeafHandler(Handler):
         return content
 
 
+LARGE = 1 << 16
+"""From so many bytes on, a leaf is a part of its own; smaller ones are inside of what holds them."""
+
+_INSIDE = WriteOptions("none", inline_max_bytes=LARGE + 4096)
+"""How small leaves are encoded: quickly; what holds them is compressed as a whole."""
+
+
+def plan_by_size(handler: LeafHandler, obj: Any, options: WriteOptions) -> tuple[LeafPlan, bool]:
+    """Plan a leaf for where it will be.
+
+    Returns
+    -------
+    plan : LeafPlan
+    large : bool
+        Whether it is to be a part of its own.
+
+    Raises
+    ------
+    UnsupportedTypeError
+        It cannot be stored as a leaf.
+    """
+    plan = handler.plan_leaf(obj, _INSIDE)
+    if plan.part.size_hint < LARGE:
+        return plan, False
+    return handler.plan_leaf(obj, options), True
+
+
 class NamedPart(PlannedPart):
     """A part of another handler's plan, under a name of our own.
 

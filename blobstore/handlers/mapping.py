@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 from blobstore.digest import Canonical
 from blobstore.errors import DecodeError, UnsupportedTypeError
 from blobstore.handlers import pickle as pickles
-from blobstore.handlers.leaves import LeafHandler, LeafPlan, NamedPart
+from blobstore.handlers.leaves import LARGE, LeafHandler, LeafPlan, NamedPart, plan_by_size
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.stream import StreamPart
 from blobstore.protocols import (
@@ -31,7 +31,6 @@ from blobstore.protocols import (
 from blobstore.registry import base_names, handler_classes
 from blobstore.streams import BytesSource, Hasher, MemorySink
 
-LARGE = 1 << 16
 SKELETON = "skeleton"
 
 
@@ -231,17 +230,17 @@ class _Parts:
     def _add(self, handler: str, obj: Any) -> Any:
         """The id that is to stand for a leaf; None if it stays in the skeleton."""
         try:
-            plan = _reader_of(handler).plan_leaf(obj, self._options)
+            plan, large = plan_by_size(_reader_of(handler), obj, self._options)
         except UnsupportedTypeError:
             return None
         if handler == "numpy":
-            name, _ = self._store(plan)
+            name, _ = self._store(plan, large=True)
             self._facts[id(obj)] = lambda hasher: hasher.update(b"part\0" + name.encode())
             self.info[name] = plan.info
             return name
         number = len(self._ids)
         known = None if plan.memory is None else self._sources.get(plan.memory)
-        name, data = known or self._store(plan)
+        name, data = known or self._store(plan, large=large)
         if plan.memory is not None:
             self._sources[plan.memory] = name, data
 
@@ -253,9 +252,9 @@ class _Parts:
         self._facts[id(obj)] = say
         return _INSIDE, number, name, handler, dict(plan.info), data
 
-    def _store(self, plan: LeafPlan) -> tuple[str, bytes | None]:
+    def _store(self, plan: LeafPlan, *, large: bool) -> tuple[str, bytes | None]:
         """The name of its part, or a name and the bytes themselves."""
-        if plan.part.size_hint < LARGE and plan.part.handler != "numpy":
+        if not large:
             with MemorySink() as sink:
                 plan.part.write(sink)
             return f"small {len(self._ids)}", sink.content

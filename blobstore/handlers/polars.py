@@ -213,6 +213,10 @@ def _described(dtype: Any) -> Any:
     name = type(dtype).__name__ if isinstance(dtype, pl.DataType) else dtype.__name__
     if isinstance(dtype, pl.Enum):
         return (name, dtype.categories.to_list())
+    categories = getattr(dtype, "categories", None)
+    if isinstance(dtype, pl.Categorical) and categories is not None:
+        place = categories.namespace(), categories.name(), str(categories.physical())
+        return (name, categories.is_global(), *place)
     if isinstance(dtype, pl.Array):
         return (name, dtype.size, _described(dtype.inner))
     if isinstance(dtype, pl.List):

@@ -161,7 +161,7 @@ class TensorPart(PlannedPart):
         self._tensor = tensor.detach()
         self._options = options
         self._encoding: Encoding | None = None
-        if tensor.device.type == "cpu":
+        if _is_here(tensor):
             self._kept: ArrayPart | None = ArrayPart(_array(self._tensor), options)
         else:
             self._kept = None
@@ -185,6 +185,11 @@ class TensorPart(PlannedPart):
     def write(self, sink: Sink) -> None:
         """Write the values; no more than some chunks of them are held at a time."""
         self._array_part().write(sink)
+
+
+def _is_here(tensor: Any) -> bool:
+    """Whether its memory can be read without a copy."""
+    return bool(tensor.device.type == "cpu")
 
 
 def _check(tensor: Any) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from blobstore.digest import Canonical
 from blobstore.errors import DecodeError, UnsupportedTypeError
 from blobstore.handlers import classes
-from blobstore.handlers.leaves import LeafHandler, NamedPart
+from blobstore.handlers.leaves import LeafHandler, NamedPart, plan_by_size
 from blobstore.handlers.stream import StreamPart, read_stream
 from blobstore.protocols import PlannedPart, StoredPart, WriteOptions
 from blobstore.registry import handler_classes
@@ -35,7 +35,6 @@ from blobstore.trust import NOTHING, Trust
 TREE = "tree"
 """The name of the part that has all but the large leaves."""
 
-_LARGE = 1 << 16
 _MAX_INT_BITS = 4096  # Python refuses to print much longer ones
 _MALFORMED = (
     ValueError,
@@ -93,6 +92,18 @@ def _duration(text: str) -> dt.timedelta:
     return dt.timedelta(days, seconds, microseconds)
 
 
+def _fraction(text: str) -> Fraction:
+    numerator, denominator = text.split("/")
+    return Fraction(int(numerator, 16), int(denominator, 16))
+
+
+def _zone(name: str) -> zoneinfo.ZoneInfo:
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except OSError as exc:  # a folder of zones
+        raise ValueError(f"{name!r} is no time zone") from exc
+
+
 _TEXTS: dict[type, _Text] = {
     bytes: _Text("bytes", lambda x: base64.b64encode(x).decode(), base64.b64decode),
     bytearray: _Text(
@@ -104,13 +115,13 @@ _TEXTS: dict[type, _Text] = {
     dt.date: _Text("date", dt.date.isoformat, dt.date.fromisoformat),
     dt.timedelta: _Text("timedelta", lambda x: f"{x.days} {x.seconds} {x.microseconds}", _duration),
     Decimal: _Text("decimal", str, Decimal),
-    Fraction: _Text("fraction", str, Fraction),
+    Fraction: _Text("fraction", lambda x: f"{x.numerator:x}/{x.denominator:x}", _fraction),
     uuid.UUID: _Text("uuid", str, uuid.UUID),
     pathlib.PosixPath: _Text("path", str, pathlib.Path),
     pathlib.WindowsPath: _Text("path", str, pathlib.Path),
     pathlib.PurePosixPath: _Text("posix path", str, pathlib.PurePosixPath),
     pathlib.PureWindowsPath: _Text("windows path", str, pathlib.PureWindowsPath),
-    zoneinfo.ZoneInfo: _Text("zone", lambda x: x.key, zoneinfo.ZoneInfo),
+    zoneinfo.ZoneInfo: _Text("zone", lambda x: x.key, _zone),
 }
 _DECODE = {text.kind: text.decode for text in _TEXTS.values()}
 
@@ -272,7 +283,7 @@ class Tree:
         raise UnsupportedTypeError(f"a {type(value).__name__} of NumPy has no exact form as JSON")
 
     def _leaf(self, handler: str, value: Any) -> Any:
-        plan = leaf_handler(handler).plan_leaf(value, self._options)
+        plan, large = plan_by_size(leaf_handler(handler), value, self._options)
         if plan.memory is not None:
             if plan.memory in self._memories:
                 raise UnsupportedTypeError("two tensors share their memory")
@@ -280,7 +291,7 @@ class Tree:
         number = len(self._digests)
         node = {"$": "leaf", "n": number, "handler": handler, "info": dict(plan.info)}
         facts = ("leaf", number, handler, plan.facts)
-        if plan.part.size_hint >= _LARGE:
+        if large:
             self.parts.append(NamedPart(str(number), plan.part))
             self._digests.append(lambda hasher: Canonical(hasher).add(facts))
             return node
@@ -391,7 +402,7 @@ class _Reading:
     def moment(self, node: Any) -> Any:
         value = _moment(node["v"]) if node["$"] == "datetime" else _clock(node["v"])
         if "zone" in node:
-            return value.replace(tzinfo=zoneinfo.ZoneInfo(node["zone"]))
+            return value.replace(tzinfo=_zone(node["zone"]))
         if "offset" in node:
             return value.replace(tzinfo=dt.timezone(_duration(node["offset"])))
         return value

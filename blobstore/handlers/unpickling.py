@@ -66,6 +66,10 @@ class Rule(NamedTuple):
     also: tuple[Rule, ...] = ()
 
 
+_BASES = (bytes, complex, dict, float, frozenset, int, list, set, str, tuple)
+"""Built-in types whose subclasses protocols 0 and 1 make of an instance of them."""
+
+
 class _NotPlainError(Exception):
     """There is a name in it beyond those of plain values."""
 
@@ -272,10 +276,15 @@ class CarefulUnpickler(_Python):  # type: ignore[misc]
         return made
 
     def _reconstruct(self, cls: Any, base: Any, state: Any) -> Any:
-        """How protocols 0 and 1 make instances without arguments."""
-        if base is not object or state is not None:
+        """How protocols 0 and 1 make instances: without arguments, or of a built-in type's."""
+        if base is object and state is None:
+            return self._make(cls, "new", ())
+        trusted = isinstance(cls, type) and self._trust.allows(_name_of(cls) or "")
+        if not trusted or base not in _BASES or not issubclass(cls, base):
             raise _odd(f"it makes a {_shown(cls)} out of a {_shown(base)}")
-        return self._make(cls, "new", ())
+        made = base.__new__(cls, state)
+        base.__init__(made, state)
+        return made
 
     def load_reduce(self) -> None:
         """Call what a rule lets be called."""

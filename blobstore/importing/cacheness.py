@@ -176,7 +176,7 @@ class _CacheFolder:
                         seen.add(entry.key)
                         yield self._item(entry)
             except DecodeError as exc:
-                yield Unreadable(index, f"the index: {exc}")
+                yield Unreadable(index, str(exc))
             keys |= seen
 
     def _entries(self, index: str) -> Iterable[IndexEntry | Unreadable]:

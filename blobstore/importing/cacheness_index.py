@@ -17,7 +17,6 @@ A namespace other than "default" has files and tables of its own: ``<name>_metad
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -129,12 +128,16 @@ def _gathered(document: Mapping[str, Any], key: str, metadata: Mapping[str, Any]
 
 
 def count_rows(path: Path, namespace: str) -> int:
-    """How many entries there are; 0 if that cannot be told."""
-    try:
-        with databases.reading(path) as database:
-            return int(database.execute(f"SELECT count(*) FROM {_table(namespace)}").fetchone()[0])  # noqa: S608
-    except sqlite3.Error:
-        return 0
+    """How many entries there are.
+
+    Raises
+    ------
+    DecodeError
+        That cannot be told.
+    """
+    with databases.reading(path) as database:
+        asked = f"SELECT count(*) FROM {_table(namespace)}"  # noqa: S608 - no user's text
+        return int(database.execute(asked).fetchone()[0])
 
 
 def from_sqlite(path: Path, place: str, namespace: str) -> Iterator[IndexEntry | Unreadable]:
@@ -143,17 +146,15 @@ def from_sqlite(path: Path, place: str, namespace: str) -> Iterator[IndexEntry |
     Raises
     ------
     DecodeError
-        It is none.
+        It is none, or damaged, which may show only at the end.
     """
     table = _table(namespace)
-    try:
-        with databases.reading(path) as database:
-            if not databases.columns(database, table.strip('"')) >= {"cache_key", "data_type"}:
-                raise DecodeError(f"it has no table {table} as cacheness makes it")
-            for row in database.execute(f"SELECT * FROM {table} ORDER BY rowid"):  # noqa: S608
-                yield _from_row(place, dict(row))
-    except sqlite3.Error as exc:
-        raise DecodeError(f"it cannot be read, or not to its end: {exc}") from exc
+    with databases.reading(path) as database:
+        if not databases.columns(database, table.strip('"')) >= {"cache_key", "data_type"}:
+            raise DecodeError(f"it has no table {table} as cacheness makes it")
+        asked = f"SELECT * FROM {table} ORDER BY rowid"  # noqa: S608 - no user's text
+        for row in database.execute(asked):
+            yield _from_row(place, dict(row))
 
 
 def _table(namespace: str) -> str:
@@ -190,7 +191,7 @@ def _entry(
     if isinstance(queried, str):
         try:
             queried = json.loads(queried)
-        except ValueError:
+        except (ValueError, RecursionError):
             return Unreadable(place, "the index has no JSON in metadata_dict")
     parameters = user.pop("cache_key_params", None) or entry.get("cache_key_params")
     facts = {

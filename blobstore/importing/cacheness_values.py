@@ -57,7 +57,7 @@ def read_value(entry: IndexEntry, file: Path | None, pickles: Pickles) -> Any:
     if kind == "array":
         return read_array(data, pickles.max_decompressed)
     if kind == "arrays":
-        return _read_npz(data, entry.user, pickles.max_decompressed)
+        return _read_npz(data, entry.user, pickles)
     if kind == "table":
         return _read_table(data, entry)
     if kind == "chunks":
@@ -136,15 +136,15 @@ def _description(data: bytes, start: int) -> tuple[str, int]:
         raise DecodeError("it is no array of cacheness: its shape or dtype is no text") from exc
 
 
-def _read_npz(data: bytes, user: Mapping[str, Any], max_decompressed: int) -> Any:
-    """One array, or a dictionary of them; never with Python objects."""
+def _read_npz(data: bytes, user: Mapping[str, Any], pickles: Pickles) -> Any:
+    """One array, or a dictionary of them; with Python objects only if all pickles are trusted."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         grown = sum(member.file_size for member in archive.infolist())
-    limit = allowed_growth(len(data), max_decompressed)
+    limit = allowed_growth(len(data), pickles.max_decompressed)
     if grown > limit:
         raise bomb("the file", limit)
     check_allocation(grown, "the file")
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(data), allow_pickle=pickles.trust.everything) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     alone = list(found) == [_SINGLE] and not isinstance(user.get("arrays"), dict)
     return found[_SINGLE] if alone else found

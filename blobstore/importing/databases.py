@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from blobstore.errors import StorageError
+from blobstore.errors import DecodeError, StorageError
 
 _SIDE_FILES = ("-wal", "-journal")
 _ATTEMPTS = 3
@@ -24,6 +24,8 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
     Raises
     ------
+    DecodeError
+        It is none, or damaged; also if that shows only while rows are read.
     StorageError
         Somebody keeps writing to it.
     """
@@ -33,6 +35,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="blobstore-import-"))
             path = _copied(path, Path(folder))
             options = "mode=rw"
+        stack.enter_context(_translating())
         connection = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True)
         stack.callback(connection.close)
         connection.execute("PRAGMA trusted_schema=OFF")  # views and the like run no functions
@@ -42,10 +45,19 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+@contextlib.contextmanager
+def _translating() -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, UnicodeError) as exc:  # names in a damaged schema may be no UTF-8
+        raise DecodeError(f"the index cannot be read, or not to its end: {exc}") from exc
+
+
 def columns(connection: sqlite3.Connection, table: str) -> set[str]:
-    """Names of the columns of a table; none, if there is no such table."""
+    """Names of the columns of a table; none, if there is no such table, or it is a virtual one."""
     found = connection.execute(
-        "SELECT name FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND rootpage > 0 AND name = ?",
+        (table,),
     ).fetchone()
     if found is None:
         return set()

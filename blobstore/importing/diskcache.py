@@ -34,7 +34,8 @@ from blobstore.store import BlobStore
 
 _DATABASE = "cache.db"
 _RAW, _BINARY, _TEXT, _PICKLE = 1, 2, 3, 4
-_COLUMNS = {"key", "raw", "store_time", "expire_time", "tag", "mode", "filename", "value"}
+_NEEDED = "rowid key raw store_time expire_time access_count tag mode filename value"
+_COLUMNS = frozenset(_NEEDED.split())
 
 
 def import_diskcache(
@@ -145,7 +146,7 @@ class _Shard:
         try:
             with self._open() as database:
                 return int(database.execute("SELECT count(*) FROM Cache").fetchone()[0])
-        except (BlobStoreError, sqlite3.Error):
+        except DecodeError:
             return 0
 
     def _open(self) -> Any:
@@ -157,8 +158,8 @@ class _Shard:
                 as_json = self._is_json(database)
                 for row in database.execute("SELECT * FROM Cache ORDER BY rowid"):
                     yield self._found(row, as_json=as_json)
-        except (DecodeError, sqlite3.Error) as exc:
-            yield Unreadable(self.place, f"the index cannot be read, or not to its end: {exc}")
+        except DecodeError as exc:
+            yield Unreadable(self.place, str(exc))
 
     def _is_json(self, database: sqlite3.Connection) -> bool:
         """Whether a `JSONDisk` wrote it.
@@ -169,7 +170,7 @@ class _Shard:
             It is no database of diskcache.
         """
         if not databases.columns(database, "Cache") >= _COLUMNS:
-            raise DecodeError("it has no table Cache as diskcache 5 makes it")
+            raise DecodeError("the index cannot be read: it has no table Cache of diskcache 5")
         others = "SELECT 1 FROM Cache WHERE NOT raw OR typeof(key) != 'blob' LIMIT 1"
         first = database.execute("SELECT key FROM Cache LIMIT 1").fetchone()
         if first is None or database.execute(others).fetchone() is not None:
@@ -182,14 +183,18 @@ class _Shard:
 
     def _found(self, row: sqlite3.Row, *, as_json: bool) -> Found:
         place = f"{self.place}, row {row['rowid']}"
-        file = None
         try:
-            if row["filename"] is not None:
-                file = self._source.named(row["filename"])
-                self.used.add(file)
-            key = guarded(functools.partial(self._key, row, as_json=as_json))
+            found: Found = guarded(functools.partial(self._item, place, row, as_json=as_json))
         except (BlobStoreError, OSError) as exc:
             return Unreadable(place, str(exc))
+        return found
+
+    def _item(self, place: str, row: sqlite3.Row, *, as_json: bool) -> Found:
+        file = None
+        if row["filename"] is not None:
+            file = self._source.named(row["filename"])
+            self.used.add(file)
+        key = self._key(row, as_json=as_json)
         expires = row["expire_time"]
         if expires is not None and expires <= time.time() and not self._expired:
             return Skipped(place, f"the key {key!r} expired on {_moment(expires)}")

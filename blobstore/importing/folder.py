@@ -35,6 +35,7 @@ def import_folder(
     parse: bool = True,
     pickle: Pickle = "signed",
     trusted_types: Iterable[str] = (),
+    signing_keys: Iterable[bytes | str] | None = None,
 ) -> ImportReport:
     """Import the files of a folder; the path of each below it is its key.
 
@@ -63,6 +64,8 @@ def import_folder(
         that hold only plain and harmless types; all, which runs whatever is in them; none.
     trusted_types : iterable of str
         Types that pickles may name besides: ``"sklearn.*"``.
+    signing_keys : iterable of (bytes or str), optional
+        What an AutoStore signed its files with, if not with your own key.
 
     Returns
     -------
@@ -86,7 +89,7 @@ def import_folder(
     (['old/notes.md'], '# Notes')
     """
     source = SourceFolder(path)
-    trust = FileTrust(pickle, trusted_types)
+    trust = FileTrust(pickle, trusted_types, signing_keys)
     importer = Importer(
         source,
         store,

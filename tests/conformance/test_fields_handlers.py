@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import decimal
 import enum
+import fractions
+import json
 import pathlib
 import subprocess
 import sys
@@ -21,13 +24,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blobstore import BlobStore, UntrustedTypeError
-from blobstore.errors import DecodeError
+from blobstore.errors import BlobStoreError, DecodeError
+from blobstore.handlers import tree
 from blobstore.handlers.fields import DataclassHandler, PydanticHandler
-from blobstore.protocols import WriteOptions
+from blobstore.protocols import StoredPart, WriteOptions
 from blobstore.registry import HandlerSet
+from blobstore.streams import BytesSource
 from blobstore.testing.handler import HandlerSuite, write
 from blobstore.testing.handler import read as read_trusted
-from blobstore.trust import NOTHING, Trust, TypePatterns
+from blobstore.trust import EVERYTHING, NOTHING, Trust, TypePatterns
 
 pydantic = pytest.importorskip("pydantic")
 
@@ -148,6 +153,7 @@ class TestDataclassHandler(HandlerSuite):
             "others": Anything(
                 (
                     decimal.Decimal("1.20"),
+                    fractions.Fraction(-(7**9000), 3**9000),
                     uuid.UUID(int=7),
                     pathlib.Path("a/b"),
                     pathlib.PurePosixPath("/x"),
@@ -292,9 +298,6 @@ def test_nothing_is_imported_that_is_not_trusted(tmp_path):
 
 def read_with(trust, handler, plan):
     stored = write(plan)
-    from blobstore.protocols import StoredPart
-    from blobstore.streams import BytesSource
-
     parts = {
         part.name: StoredPart(
             part.name, BytesSource(stored[part.name]), part.encoding().codec, part.handler, 1, trust
@@ -322,6 +325,46 @@ def test_a_module_is_not_imported_before_its_class_is_trusted(tmp_path, monkeypa
     trust = Trust(types=TypePatterns(["marker_module.Thing"]))
     assert read_with(trust, DataclassHandler(), plan).x == 1
     assert (tmp_path / "marker_module.ran").exists()
+
+
+WORDS = ["America", "../x", "<f4", "1/0", "a:b", "os:system", "os:path", "enum:Enum", "numpy", "O"]
+NODES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.sampled_from(WORDS),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.builds(
+            lambda kind, node: {"$": kind, **node},
+            st.sampled_from([*tree._DECODE, *tree._DECODERS, "dataclass", "model", "enum", "?"]),
+            st.dictionaries(
+                st.sampled_from(
+                    [
+                        "v",
+                        "zone",
+                        "offset",
+                        "dtype",
+                        "class",
+                        "fields",
+                        "n",
+                        "handler",
+                        "info",
+                        "data",
+                    ]
+                ),
+                inner,
+                max_size=4,
+            ),
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=300)
+@given(NODES, st.sampled_from([NOTHING, EVERYTHING]))
+def test_a_tree_of_anybody_gives_values_or_our_errors(node, trust):
+    part = StoredPart("tree", BytesSource(json.dumps(node).encode()), "none", "x", 1, trust)
+    with contextlib.suppress(BlobStoreError):
+        tree.read_tree({"tree": part})
 
 
 def test_classes_that_changed(monkeypatch):
@@ -396,7 +439,8 @@ def test_other_objects_load_no_pydantic():
 import sys, dataclasses
 sys.modules["pydantic"] = None
 from blobstore.registry import HandlerSet
-from blobstore.protocols import WriteOptions
+from blobstore.streams import BytesSource
+from blobstore.protocols import StoredPart, WriteOptions
 assert HandlerSet().plan(WriteOptions(), WriteOptions()).handler.name == "dataclass"
 assert not {"numpy", "pandas", "pyarrow"} & set(sys.modules)
 """

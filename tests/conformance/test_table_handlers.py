@@ -182,6 +182,14 @@ class TestPolarsHandler(HandlerSuite):
                 pl.Series(["a"], dtype=pl.Enum(["a", "b"])),
                 pl.Series(["a"], dtype=pl.Enum(["a", "c"])),
             ),
+            "categories": (
+                pl.Series(["a"], dtype=pl.Categorical),
+                pl.Series(["a"], dtype=pl.Categorical(pl.Categories("fruit"))),
+            ),
+            "namespaces": (
+                pl.Series(["a"], dtype=pl.Categorical(pl.Categories("fruit", "a"))),
+                pl.Series(["a"], dtype=pl.Categorical(pl.Categories("fruit", "b"))),
+            ),
             "nothing": (pl.DataFrame({"x": [None]}), pl.DataFrame({"x": [None, None]})),
         }
 

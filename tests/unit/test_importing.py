@@ -10,10 +10,12 @@ import json
 import lzma
 import os
 import pickle
+import random
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 import zlib
@@ -27,6 +29,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from blobstore import AutoStore, BlobStore
 from blobstore.errors import ConfigError, InvalidInputError, StorageError
@@ -292,10 +296,9 @@ def test_damaged_diskcache_items_are_listed(source, store):
             cache[key] = (
                 "ä" * 50_000 if key in ("gone", "text") else [key * 10] * 10_000 + [{}] * 50_000
             )
-    rows = {
-        row[0]: row[1]
-        for row in sqlite3.connect(source / "cache.db").execute("SELECT key, filename FROM Cache")
-    }
+    database = sqlite3.connect(source / "cache.db")
+    rows = dict(database.execute("SELECT key, filename FROM Cache"))
+    database.close()
     (source / rows["gone"]).unlink()
     (source / rows["text"]).write_bytes(b"\xff\xff")
     (source / rows["pickle"]).write_bytes(b"\x80\x05]q")
@@ -554,6 +557,17 @@ def test_malicious_joblib_files_run_nothing(compressed, source, store, tmp_path)
     assert marker.exists()
     assert "behind an array.pkl" in {*report.imported, *reasons(report)}
     assert set(reasons(import_joblib(source, store, pickle="deny", overwrite=True))) == set(evil)
+
+
+def test_a_model_of_scikit_learn_that_joblib_dumped(source, store):
+    from sklearn.ensemble import RandomForestClassifier
+
+    points = np.arange(40.0).reshape(20, 2)
+    model = RandomForestClassifier(3, random_state=0).fit(points, points[:, 0] > 20)
+    joblib.dump(model, source / "model.joblib", compress=3)
+    assert "trusted_types" in reasons(import_joblib(source, store))["model.joblib"]
+    assert import_joblib(source, store, trusted_types=["sklearn.*"]).ok
+    np.testing.assert_array_equal(store["model.joblib"].predict(points), model.predict(points))
 
 
 def wrapper_pickle(attributes, tail=b""):
@@ -1214,3 +1228,114 @@ def test_a_file_that_fails_while_it_is_streamed_is_listed(source, store, monkeyp
     monkeypatch.undo()
     assert report.imported == ["a.bin", "c.bin"]
     assert "Input/output error" in reasons(report)["bad.bin"]
+
+
+# --- whatever is in the folder ---
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory):
+    """A folder of each kind, and the call that imports it."""
+    root = tmp_path_factory.mktemp("templates")
+    with diskcache.Cache(str(root / "diskcache"), disk_min_file_size=100) as cache:
+        for key in ("a", 1, ("t", 2)):
+            cache.set(key, {"k": list(range(100))}, tag="t", expire=3600)
+            cache[str(key) + "b"] = b"x" * 300
+    joblib.Memory(str(root / "joblib"), verbose=0).cache(double)(2)
+    joblib.dump([np.arange(100), {"a": 1}], root / "joblib" / "dump.pkl")
+    joblib.dump(np.arange(100), root / "joblib" / "dump.pkl.gz")
+    for name in ("json", "sqlite"):
+        (root / name).mkdir()
+        folder = CachenessFolder(root / name)
+        fill(folder)
+        for entry in folder.entries.values():
+            del entry["metadata"]["file_hash"]
+        folder.write_json() if name == "json" else folder.write_sqlite()
+    (root / "folder").mkdir()
+    with AutoStore(root / "folder") as files:
+        files["a"], files["b"], files["c"] = {"x": 1}, np.arange(50), Basket([1])
+        files["d"], files["e"] = [{"x": 1}, {"x": 2}], {"u": np.arange(3), "v": np.ones(2)}
+    return {
+        root / "diskcache": import_diskcache,
+        root / "joblib": import_joblib,
+        root / "json": import_cacheness,
+        root / "sqlite": import_cacheness,
+        root / "folder": import_folder,
+    }
+
+
+@given(seed=st.integers(0, 1 << 30))
+@settings(max_examples=25)
+def test_damage_of_any_kind_never_ends_an_import(seed, templates):
+    chance = random.Random(seed)
+    template, call = chance.choice(list(templates.items()))
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "source")
+        shutil.copytree(template, source)
+        paths = [path for path in source.rglob("*") if path.is_file() and path.stat().st_size]
+        for path in chance.sample(paths, chance.randint(1, len(paths))):
+            content = bytearray(path.read_bytes())
+            for _ in range(chance.choice([1, 3, 50])):
+                content[chance.randrange(len(content))] = chance.randrange(256)
+            if chance.random() < 0.2:
+                del content[chance.randrange(len(content)) :]
+            path.write_bytes(content)
+        with unchanged(source), BlobStore(Path(scratch, "store"), backend="sqlite") as store:
+            report = call(source, store)
+            assert len(store) == len(report.imported)
+            assert store.verify(deep=True).ok
+
+
+NO_TEXT = object()
+STRANGE = [
+    None,
+    b"\xff\x00",
+    NO_TEXT,
+    "text",
+    "",
+    -1,
+    1 << 62,
+    1e300,
+    float("inf"),
+    "[" * 5000,
+    "9" * 5000,
+]
+
+
+@given(seed=st.integers(0, 1 << 30))
+@settings(max_examples=40)
+def test_strange_values_in_a_database_never_end_an_import(seed, templates):
+    chance = random.Random(seed)
+    name = chance.choice(["diskcache", "sqlite"])
+    template, call = next(item for item in templates.items() if item[0].name == name)
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch, "source")
+        shutil.copytree(template, source)
+        table, file = (
+            ("Cache", "cache.db") if name == "diskcache" else ("cache_entries", "cache_metadata.db")
+        )
+        database = sqlite3.connect(source / file)
+        columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+        for _ in range(chance.randint(1, 10)):
+            value = chance.choice(STRANGE)
+            where = f"WHERE rowid % 3 = {chance.randint(0, 2)}"
+            change = f"UPDATE OR IGNORE {table} SET {chance.choice(columns)} = "
+            with contextlib.suppress(sqlite3.Error):  # rowid takes numbers only
+                if value is NO_TEXT:
+                    database.execute(f"{change} CAST(x'ff' AS TEXT) {where}")
+                else:
+                    database.execute(f"{change} ? {where}", (value,))
+        database.commit()
+        database.close()
+        with unchanged(source), BlobStore(Path(scratch, "store"), backend="sqlite") as store:
+            report = call(source, store)
+            assert len(store) == len(report.imported)
+
+
+def test_arrays_of_objects_in_an_npz_load_only_if_all_is_trusted(folder, source, store):
+    array = np.array([{"a": 1}, None], dtype=object)
+    folder.add("a", saved(lambda f: np.savez(f, data=array)), ".npz", "array", "npz")
+    folder.write_json()
+    assert import_cacheness(source, store).imported == []
+    assert import_cacheness(source, store, pickle="allow").imported == ["a"]
+    equal(store["a"], array)

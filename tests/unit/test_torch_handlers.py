@@ -220,6 +220,27 @@ def test_where_tensors_are_loaded_to(tmp_path):
                 store.get("d", map_location="cuda")
 
 
+def test_tensors_of_other_devices_are_fetched_and_not_kept(monkeypatch):
+    monkeypatch.setattr("blobstore.handlers.torch._is_here", lambda tensor: False)
+    tensor = torch.randn(100, 100).to(torch.bfloat16)
+    plan = TorchHandler().plan(tensor, WriteOptions())
+    assert plan.parts[0]._kept is None
+    assert raw(read(TorchHandler(), plan, write(plan))) == raw(tensor)
+    monkeypatch.undo()
+    assert digests(plan) == digests(TorchHandler().plan(tensor, WriteOptions()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_tensors_of_a_gpu(tmp_path):
+    with BlobStore(tmp_path, content_addressable=True) as store:
+        tensor = torch.randn(300, 300, device="cuda", dtype=torch.bfloat16)
+        store.put({"a": tensor, "b": tensor.cpu()}, key="k")
+        assert store["k"]["a"].device.type == "cpu"
+        found = store.get("k", map_location="cuda")
+        assert found["a"].is_cuda
+        assert torch.equal(found["a"], tensor)
+
+
 def test_unusual_tensors_are_left_to_pickle(tmp_path):
     with BlobStore(tmp_path) as store:
         sparse = torch.eye(3).to_sparse()
