@@ -234,8 +234,8 @@ def key_file() -> Path:
     base = os.environ.get("XDG_CONFIG_HOME", "")
     try:
         folder = Path(base) if os.path.isabs(base) else Path.home() / ".config"  # noqa: PTH117 - of a variable that may be empty
-    except RuntimeError:  # a user without a home
-        folder = Path("/nonexistent")
+    except RuntimeError:  # a user without a home: a place where nothing is ever made
+        folder = Path(os.devnull)
     return folder / "blobstore" / "signing.keys"
 
 

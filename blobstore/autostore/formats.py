@@ -48,6 +48,8 @@ _BUILTIN = (
     _Lazy("sparse:SparseFormat", (".sparse.npz", ".sparse"), 60, "scipy"),
     _Lazy("images:ImageFormat", _IMAGES, 60, "PIL"),
     _Lazy("torch:TorchFormat", (".pt", ".pth"), 60, "torch"),
+    _Lazy("netcdf:NetcdfFormat", (".nc",), 58, "xarray"),
+    _Lazy("safetensors:SafetensorsFormat", (".safetensors",), 55, "torch"),
     _Lazy("text:TextFormat", _TEXT, 50),
     _Lazy("text:BytesFormat", _BYTES, 50),
     _Lazy("numpy:NpyFormat", (".npy",), 50, "numpy"),
@@ -56,6 +58,7 @@ _BUILTIN = (
     _Lazy("json:JsonFormat", (".json",), 30),
     _Lazy("json:YamlFormat", (".yaml", ".yml"), 30),
     _Lazy("models:PydanticFormat", (".pydantic.json",), 25, "pydantic"),
+    _Lazy("skops:SkopsFormat", (".skops",), 22, "sklearn"),
     _Lazy("models:DataclassFormat", (".dataclass.json",), 20),
     _Lazy("pickle:PickleFormat", (".pkl", ".pickle"), 0),
 )

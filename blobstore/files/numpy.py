@@ -27,6 +27,13 @@ def is_plain(obj: Any) -> bool:
     )
 
 
+def write_npy(file: Any, array: Any) -> None:
+    """Write an array; where field names are beyond Latin-1, in version 3 of the format."""
+    header = repr(np.lib.format.dtype_to_descr(array.dtype))
+    version = None if header.isascii() else (3, 0)
+    np.lib.format.write_array(file, array, version=version, allow_pickle=False)
+
+
 class NpyFormat(FileFormat):
     """One array, in NPY format; never with Python objects."""
 
@@ -41,7 +48,7 @@ class NpyFormat(FileFormat):
 
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
         """Write header and elements."""
-        np.lib.format.write_array(_Writer(sink), obj, allow_pickle=False)
+        write_npy(_Writer(sink), obj)
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read the array; with `rows`, a slice, only those."""
@@ -77,7 +84,7 @@ class NpzFormat(FileFormat):
             for name, array in obj.items():
                 info = zipfile.ZipInfo(name + _SUFFIX)  # of no time: equal arrays, equal bytes
                 with archive.open(info, "w", force_zip64=True) as member:
-                    np.lib.format.write_array(member, array, allow_pickle=False)
+                    write_npy(member, array)
 
     def read(self, source: Source, context: FileContext, **options: Any) -> dict[str, Any]:
         """Read all arrays, or those that `names` lists."""

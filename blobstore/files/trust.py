@@ -24,7 +24,7 @@ _TRAILER = re.compile(rb"\nblobstore-signature:1:b3:([0-9a-f]{8}):([0-9a-f]{64})
 SIZE = len("\nblobstore-signature:1:b3:12345678:\n") + 64
 """Bytes of a signature in a file."""
 
-SIGNED = (".pkl", ".pickle", ".pt", ".pth")
+SIGNED = (".pkl", ".pickle", ".pt", ".pth", ".skops")
 """Extensions of files that are signed."""
 
 _MODES = ("signed", "allow", "deny")
@@ -112,12 +112,14 @@ class FileTrust:
 
     # --- reading ---
 
-    def trust_in(self, source: Source, key: str) -> Trust:
-        """What a pickle may do."""
-        self.check_allowed(key, "a pickle")
+    def trust_in(
+        self, source: Source, key: str, what: str = "a pickle", *, zipped: bool = False
+    ) -> Trust:
+        """What a file may do."""
+        self.check_allowed(key, what)
         if self.mode == "allow":
             return EVERYTHING
-        reason = self.doubt(source, key, zipped=False)
+        reason = self.doubt(source, key, zipped=zipped)
         return EVERYTHING if reason is None else Trust(types=self.types, reason=reason)
 
     def require(self, source: Source, key: str, what: str, exc: Exception) -> None:

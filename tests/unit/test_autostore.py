@@ -294,6 +294,72 @@ def test_torch(store):
     assert torch.equal(store["model"].weight, model.weight)
 
 
+def test_torch_modules_of_somebody_else_run_nothing(store, tmp_path):
+    torch = pytest.importorskip("torch")
+    from blobstore.errors import UntrustedTypeError
+
+    store["mine"] = torch.nn.Linear(2, 3)
+    torch.save(torch.nn.Linear(2, 3), tmp_path / "data" / "theirs.pt")
+    torch.save({"weights": torch.ones(2)}, tmp_path / "data" / "tensors.pt")
+    assert torch.equal(store["tensors"]["weights"], torch.ones(2))
+    with pytest.raises(UntrustedTypeError, match="not signed"):
+        store["theirs"]
+    store.copy("mine", "copy")
+    assert type(store["copy"]) is torch.nn.Linear
+    (tmp_path / "data" / "other.pt").write_bytes((tmp_path / "data" / "mine.pt").read_bytes())
+    with pytest.raises(UntrustedTypeError, match="does not match"):
+        store["other"]
+
+
+def test_safetensors_by_name(store):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("safetensors")
+    tensors = {"a": torch.ones(2, 3), "b": torch.arange(4).bfloat16()}
+    store["t.safetensors"] = tensors
+    assert files(store) == ["t.safetensors"]
+    loaded = store["t"]
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert list(store.load("t", names=["b"])) == ["b"]
+    with pytest.raises(StorageError):
+        store["t.safetensors"] = {"a": torch.ones(4, 4).t()[1:], "b": torch.ones(2)}
+    assert files(store) == ["t.safetensors"]
+
+
+def test_estimators(store, tmp_path):
+    pytest.importorskip("skops")
+    from sklearn.linear_model import LogisticRegression
+
+    from blobstore.errors import UntrustedTypeError
+
+    model = LogisticRegression(C=0.5).fit(np.eye(4), [0, 1, 0, 1])
+    store["model"] = model
+    assert files(store) == ["model.skops"]
+    loaded = store["model"]
+    assert type(loaded) is LogisticRegression
+    np.testing.assert_array_equal(loaded.coef_, model.coef_)
+    store.move("model", "best")
+    np.testing.assert_array_equal(store["best"].coef_, model.coef_)
+    with AutoStore(tmp_path / "data", pickle="deny") as other, pytest.raises(UntrustedTypeError):
+        other["best"]
+
+
+def test_xarray(store):
+    xr = pytest.importorskip("xarray")
+    field = xr.DataArray(
+        np.arange(6.0).reshape(2, 3), dims=("y", "x"), coords={"x": [1.0, 2.0, 3.0]}, name="t"
+    )
+    for value in (field, field.rename(None), field.to_dataset(), field.assign_attrs(unit="K")):
+        store["f"] = value
+        assert files(store) == ["f.nc"]
+        assert type(store["f"]) is type(value)
+        assert store["f"].identical(value)
+    whole = xr.DataArray(np.arange(3), dims="x")  # 64 bits, which NetCDF 3 does not have
+    store["f"] = whole
+    assert files(store) == ["f.pkl"]
+    assert store["f"].identical(whole)
+
+
 # --- keys and extensions ----------------------------------------------------------------------------
 
 

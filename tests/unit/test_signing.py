@@ -198,6 +198,16 @@ def test_where_the_configuration_is_a_file(tmp_path, config, caplog):
     _stores_unsigned(tmp_path, caplog)
 
 
+def test_a_user_without_a_home(tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(signing.Path, "home", no_home)
+    _stores_unsigned(tmp_path, caplog)
+
+
 def _stores_unsigned(tmp_path, caplog):
     with BlobStore(tmp_path / "s") as store:
         store["a"] = {"plain": 1}
