@@ -36,6 +36,13 @@ def lint(session):
 
 
 @nox.session
+def coverage(session):
+    """What the tests run of the code; apart, since counting makes them take twice as long."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "--cov", *session.posargs)
+
+
+@nox.session
 def nightly(session):
     """Thousands of kills, and Hypothesis with many more cases."""
     session.install("-e", ".[test]")
