@@ -215,7 +215,7 @@ class Mlflow(QueryContender):
         "50,000 a page; a put is create_run and log_batch; filled by SQL behind its back"
     )
     puts = 100
-    most = 100_000
+    most = 10_000
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)

@@ -1,4 +1,4 @@
-"""Questions to an index of a thousand, a hundred thousand and a million entries."""
+"""Questions to an index of a thousand entries, up to a million of them."""
 
 from __future__ import annotations
 
@@ -110,6 +110,7 @@ def _workload(size: str, title: str, entries: int, rounds: int) -> Workload:
 
 QUERY_WORKLOADS = (
     _workload("1k", "1,000 entries with metadata", 1_000, 3),
+    _workload("10k", "10,000 entries with metadata", 10_000, 3),
     _workload("100k", "100,000 entries with metadata", 100_000, 2),
     _workload("1M", "1,000,000 entries with metadata", 1_000_000, 1),
 )
