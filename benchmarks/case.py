@@ -32,7 +32,7 @@ class Sizes:
     at_once: int = 1000
     s3_objects: int = 200
     entries: Mapping[str, int] = field(
-        default_factory=lambda: {"1k": 1_000, "10k": 10_000, "100k": 100_000, "1M": 1_000_000}
+        default_factory=lambda: {"1k": 1_000, "100k": 100_000, "1M": 1_000_000}
     )
 
 
@@ -40,7 +40,7 @@ FULL = Sizes()
 QUICK = Sizes(
     keys=400, arrays=3, rows=100_000, checkpoints=4, frozen_checkpoints=8, tensor=2 * MIB,
     large=64 * MIB, stream=16 * MIB, ranges=50, at_once=200, s3_objects=50,
-    entries={"1k": 1_000, "10k": 3_000, "100k": 5_000, "1M": 20_000},
+    entries={"1k": 1_000, "100k": 5_000, "1M": 20_000},
 )  # fmt: skip
 
 

@@ -110,7 +110,6 @@ def _workload(size: str, title: str, entries: int, rounds: int) -> Workload:
 
 QUERY_WORKLOADS = (
     _workload("1k", "1,000 entries with metadata", 1_000, 3),
-    _workload("10k", "10,000 entries with metadata", 10_000, 3),
     _workload("100k", "100,000 entries with metadata", 100_000, 2),
     _workload("1M", "1,000,000 entries with metadata", 1_000_000, 1),
 )
