@@ -212,7 +212,8 @@ class Mlflow(QueryContender):
 
     note = (
         "MlflowClient.search_runs over SQLite; the key is the run's name; it has no count: runs are fetched, "
-        "50,000 a page; a put is create_run and log_batch; filled by SQL behind its back"
+        "50,000 a page; a put is create_run and log_batch; filled by SQL behind its back, and "
+        "analysed, which it does not do itself: without, the top 10 of 10,000 take a hundred times as long"
     )
     puts = 100
     most = 100_000
@@ -248,6 +249,7 @@ class Mlflow(QueryContender):
                     connection.executemany(
                         f"INSERT INTO {table} {columns} VALUES ({marks})", rows[table]
                     )
+            connection.execute("ANALYZE")
 
     def _add(self, rows: dict[str, list[Any]], key: str, facts: dict[str, Any]) -> None:
         name = uuid.uuid4().hex

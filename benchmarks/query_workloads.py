@@ -1,4 +1,4 @@
-"""Questions to an index of a thousand, a hundred thousand and a million entries."""
+"""Questions to an index of a thousand entries, up to a million of them."""
 
 from __future__ import annotations
 

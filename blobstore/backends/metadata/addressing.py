@@ -117,6 +117,8 @@ class Located(ABC):
         rank, place = order_place(value)
         if is_exact(value):
             return exact(self.ranked(rank, self.placed(how, rank, place)))
+        if rank == TEXT:  # with U+0001 for U+0000, a text may come after one that it comes before
+            return Condition(self.has_kind("text"), FALSE)
         # Others take the same place: what is beyond it is beyond the value, and the other way
         # round only what is not before it.
         may = self.placed(LOOSE.get(how, how), rank, place)
