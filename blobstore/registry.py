@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from blobstore.errors import ConfigError, DecodeError, MissingDependencyError, UnsupportedTypeError
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, Plan, WriteOptions
+from blobstore.protocols.file_format import FileFormat
 
 logger = logging.getLogger(__name__)
 
@@ -296,6 +297,13 @@ metadata_backends: Registry[MetadataBackend] = Registry(
         "json": "blobstore.backends.metadata.json:JsonBackend",
         "sqlite": "blobstore.backends.metadata.sql:SqlBackend",
     },
+)
+
+file_formats: Registry[FileFormat] = Registry(
+    "file format",
+    "blobstore.file_formats",
+    FileFormat,  # type: ignore[type-abstract]
+    {},  # the built-in ones are chosen by extension: blobstore.autostore.formats
 )
 
 handler_classes: Registry[Handler] = Registry(

@@ -6,16 +6,19 @@ beforehand what each is for.
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from blobstore.errors import ConfigError, StorageError
+from blobstore.errors import ConfigError, MissingDependencyError, StorageError
 from blobstore.files.adapter import DataHandler, HandlerFormat
 from blobstore.protocols.file_format import FileFormat
-from blobstore.registry import load
+from blobstore.registry import file_formats, load
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ class Formats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._registered: tuple[FileFormat, ...] = ()
+        self._registered: tuple[FileFormat, ...] = _of_packages()
         self._loaded: dict[str, FileFormat] = {}
         self.extensions: frozenset[str] = self._all_extensions()
 
@@ -171,6 +174,18 @@ class Formats:
         if found is None:
             found = self._loaded[lazy.target] = load(f"blobstore.files.{lazy.target}")()
         return found
+
+
+def _of_packages() -> tuple[FileFormat, ...]:
+    """What installed packages offer as entry points ``blobstore.file_formats``, best first."""
+    found = []
+    for name in file_formats.third_party():
+        try:
+            found.append(file_formats.get(name)())
+        except MissingDependencyError as exc:
+            # What other files are read by must not depend on it.
+            logger.warning("the file format %r is left out: %s", name, exc)
+    return tuple(sorted(found, key=lambda each: -each.priority))
 
 
 def built_in() -> Iterable[tuple[str, tuple[str, ...]]]:

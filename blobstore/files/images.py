@@ -6,13 +6,11 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from blobstore.errors import DecodeError, UnsupportedTypeError
+from blobstore.errors import UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
+from blobstore.limits import check_pixels
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
-
-MAX_PIXELS = 500_000_000
-"""Of a picture to be read: a small file may unpack to more than there is memory."""
 
 _EXACT_IN_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 _NAMES = {
@@ -70,11 +68,6 @@ class ImageFormat(FileFormat):
             file = source.open()
             with file, Image.open(file, formats=[_NAMES[context.extension]]) as image:
                 width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise DecodeError(
-                        f"{context.key!r} is a picture of {width} x {height} pixels, more than "
-                        f"{MAX_PIXELS}: it is not unpacked",
-                        key=context.key,
-                    )
+                check_pixels(width, height)
                 image.load()
                 return image.copy()

@@ -21,7 +21,7 @@ from blobstore.handlers.options import refuse_options
 from blobstore.handlers.sink_file import SinkFile
 from blobstore.handlers.stream import StreamPart, read_stream
 from blobstore.handlers.tree import Tree, decode_plain
-from blobstore.limits import allowed_growth, bomb
+from blobstore.limits import allowed_growth, bomb, check_pixels
 from blobstore.protocols import Encoding, Handler, Plan, PlannedPart, StoredPart, WriteOptions
 from blobstore.streams import Hasher, Sink
 
@@ -111,6 +111,8 @@ class ImageHandler(Handler):
             part, mode = parts["data"], str(info["mode"])
             width, height = map(int, info["size"])
             size = (width, height)
+            if not part.trust.everything:
+                check_pixels(width, height)
             cls = _named(info["class"])
             palette, notes = decode_plain(info["palette"]), decode_plain(info["info"])
             state = decode_plain(info.get("state", []))

@@ -664,6 +664,38 @@ def test_a_handler_of_ones_own(store, tmp_path):
     assert list(store) == ["b"]
 
 
+def test_a_format_of_an_installed_package(tmp_path, monkeypatch):
+    import sys
+    import types
+
+    from blobstore import registry
+    from blobstore.autostore import FileFormat
+
+    class Tally(FileFormat):
+        name = "tally"
+        extensions = (".tally",)
+        priority = 100
+
+        def can_handle(self, obj):
+            return type(obj) is int
+
+        def write(self, obj, sink, context):
+            sink.write(b"|" * obj)
+
+        def read(self, source, context, **options):
+            return source.size
+
+    module = types.ModuleType("blobstore_test_tally")
+    module.Tally = Tally
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(registry.file_formats, "_offered", {"tally": "blobstore_test_tally:Tally"})
+    monkeypatch.setattr(registry.file_formats, "_registered", {})
+    with AutoStore(tmp_path / "data") as store:
+        store["n"] = 5
+        assert (tmp_path / "data" / "n.tally").read_text() == "|||||"
+        assert store["n"] == 5
+
+
 @pytest.mark.parametrize("wrong", [None, object(), UpperHandler, "handler"])
 def test_what_is_no_handler(store, wrong):
     with pytest.raises(ConfigError):

@@ -164,7 +164,7 @@ def test_a_picture_that_grows_is_refused(monkeypatch):
     from blobstore.errors import DecodeError
     from blobstore.files import images
 
-    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    monkeypatch.setattr("blobstore.limits.MAX_IMAGE_PIXELS", 100)
     content = io.BytesIO()
     Image.new("1", (20, 20)).save(content, "PNG")
     with pytest.raises(DecodeError, match="20 x 20"):
