@@ -283,6 +283,9 @@ def _place(field: Field) -> SearchStrategy[Any]:
     return st.sampled_from(TEXTS) if field.path[0] in ("key", "data_type") else _FEW
 
 
+_KEY = Field(("key",), system=True)
+
+
 @st.composite
 def queries(draw: DrawFn, keyed: Mapping[str, Mapping[str, Any]]) -> Query:
     """Draw a whole selection, over entries of these keys and metadata.
@@ -294,7 +297,8 @@ def queries(draw: DrawFn, keyed: Mapping[str, Mapping[str, Any]]) -> Query:
     after: Cursor | str | None = None
     if draw(_ONE_IN_FIVE):
         key = draw(st.sampled_from([*keyed, "", "a", "zzz"]))
-        after = Cursor(tuple(draw(_place(one.field)) for one in order), key) if order else key
+        places = (key if one.field == _KEY else draw(_place(one.field)) for one in order)
+        after = Cursor(tuple(places), key) if order else key
     return Query(
         prefix=draw(st.sampled_from(["", "", "", *(key[:1] for key in keyed)])),
         where=draw(st.none() | expressions(documents)),

@@ -247,7 +247,8 @@ def test_cuts(proxy, client, web, fault):
     client.close()
     assert ask(client) == (200, b"0123456789")
     assert proxy.connections == 2
-    assert len(web.seen) == (2 if isinstance(fault, LoseReply | CutReply | CutRequest) else 1)
+    # The head of a request that is cut may be lost with the connection.
+    assert len(web.seen) in {Reset: {1}, CutRequest: {1, 2}}.get(type(fault), {2})
 
 
 def test_a_reply_that_is_cut_gives_what_came_before(proxy, client):
