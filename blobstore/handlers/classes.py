@@ -88,6 +88,7 @@ def put_together(
     cls = _find(name)
     if not isinstance(cls, type) or kind_of(cls) != kind:
         raise DecodeError(f"the stored object needs the {kind} {name}, which is something else now")
+    trust.require(f"{cls.__module__}.{cls.__qualname__}")  # what it is an alias of
     return _PUT[kind](cls, name, content())
 
 

@@ -7,7 +7,9 @@ sign loads what skops knows to be harmless, and the types that the reader trusts
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
@@ -17,9 +19,12 @@ from blobstore.errors import BlobStoreError, DecodeError, UnsupportedTypeError
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.pickle import known_types
 from blobstore.handlers.stream import StreamPart, read_stream
+from blobstore.handlers.trusted import find_by_full_name
+from blobstore.limits import allowed_growth, bomb
 from blobstore.protocols import Handler, Plan, StoredPart, WriteOptions
 from blobstore.registry import base_names, load
 from blobstore.streams import Hasher
+from blobstore.trust import Trust
 
 _ESTIMATOR = "sklearn.base.BaseEstimator"
 _REFUSALS = (pickle.PicklingError, TypeError, ValueError, AttributeError, KeyError, RecursionError)
@@ -80,15 +85,26 @@ class SkopsHandler(Handler):
         untrusted_types, loads = load("skops.io:get_untrusted_types"), load("skops.io:loads")
         data = read_stream(part)
         try:
+            if not part.trust.everything:
+                _check_size(data, part.trust)
             names = untrusted_types(data=data)
-            for name in names:
-                part.trust.require(name)
+            if not part.trust.everything:
+                for name in names:
+                    find_by_full_name(name, part.trust)
             return loads(data, trusted=names)
         except BlobStoreError:
             raise
         except Exception as exc:
             # The classes of the estimator set their state by code of their own.
             raise DecodeError(f"the stored estimator cannot be loaded: {exc!r}") from exc
+
+
+def _check_size(data: bytes, trust: Trust) -> None:
+    """Refuse a file whose members grow by too much; `zipfile` reads no more than they say."""
+    limit = allowed_growth(len(data), trust.max_decompressed)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        if sum(member.file_size for member in archive.infolist()) > limit:
+            raise bomb("an estimator", limit)
 
 
 class _Dumped:

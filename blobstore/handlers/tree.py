@@ -427,7 +427,9 @@ class _Reading:
         handler = leaf_handler(node["handler"])
         if "data" in node:
             data = BytesSource(base64.b64decode(node["data"]))
-            part = StoredPart("data", data, node["codec"], handler.name, handler.format_version)
+            part = StoredPart(
+                "data", data, node["codec"], handler.name, handler.format_version, self._trust
+            )
         else:
             name = str(node["n"])
             if name not in self._parts:

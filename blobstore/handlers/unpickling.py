@@ -24,14 +24,14 @@ import importlib
 import io
 import pickle
 import re
-import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from blobstore.errors import UntrustedTypeError
+from blobstore.handlers.trusted import find_trusted, name_of
 from blobstore.registry import load
-from blobstore.trust import Trust, is_closed
+from blobstore.trust import Trust
 
 Buffers = Iterable[Any] | None
 Resolve = Callable[[Any], Any]
@@ -227,22 +227,9 @@ class CarefulUnpickler(_Python):  # type: ignore[misc]
         return self._names[key]
 
     def _trusted(self, module: str, name: str) -> Rule:
-        full = f"{module}.{name}"
-        self._trust.require(full)
-        target: Any = importlib.import_module(module)
-        for word in name.split("."):
-            target = getattr(target, word)
-            real = _name_of(target)
-            # An alias of something else is trusted only if that is, too.
-            if real is None or not (self._trust.allows(real) or real == full):
-                raise self._refusal(real or full)
-            if is_closed(real):
-                raise self._refusal(real)
+        target = find_trusted(module, name, self._trust)
         new = functools.partial(_new, target) if isinstance(target, type) else None
         return Rule(target, call=target, new=new, build=_set_state)
-
-    def _refusal(self, name: str) -> UntrustedTypeError:
-        return UntrustedTypeError(self._trust.refusal(name))
 
     def _rule_of(self, target: Any) -> Rule | None:
         return self._rules.get(id(target))
@@ -253,7 +240,7 @@ class CarefulUnpickler(_Python):  # type: ignore[misc]
         for base in cls.__mro__[1:-1]:  # each dtype of NumPy has a class of its own
             if rule is None and (found := self._rules.get(id(base))) is not None and found.once:
                 rule = found
-        if rule is None and self._trust.allows(_name_of(cls) or ""):
+        if rule is None and self._trust.allows(name_of(cls) or ""):
             rule = Rule(cls, build=_set_state)
         return rule
 
@@ -279,7 +266,7 @@ class CarefulUnpickler(_Python):  # type: ignore[misc]
         """How protocols 0 and 1 make instances: without arguments, or of a built-in type's."""
         if base is object and state is None:
             return self._make(cls, "new", ())
-        trusted = isinstance(cls, type) and self._trust.allows(_name_of(cls) or "")
+        trusted = isinstance(cls, type) and self._trust.allows(name_of(cls) or "")
         if not trusted or base not in _BASES or not issubclass(cls, base):
             raise _odd(f"it makes a {_shown(cls)} out of a {_shown(base)}")
         made = base.__new__(cls, state)
@@ -300,7 +287,7 @@ class CarefulUnpickler(_Python):  # type: ignore[misc]
         """Make an instance with arguments by name: only trusted classes need that."""
         kwargs, args, cls = self.stack.pop(), self.stack.pop(), self.stack.pop()
         rule = self._rule_of(cls)
-        if rule is None or rule.new is None or not self._trust.allows(_name_of(cls) or ""):
+        if rule is None or rule.new is None or not self._trust.allows(name_of(cls) or ""):
             raise _odd(f"it calls {_shown(cls)} with arguments by name")
         self.stack.append(rule.new(*args, **kwargs))
 
@@ -323,7 +310,7 @@ class CarefulUnpickler(_Python):  # type: ignore[misc]
 
     def _filling(self, instance: Any, *kinds: type) -> None:
         cls = type(instance)
-        if cls not in kinds and not self._trust.allows(_name_of(cls) or ""):
+        if cls not in kinds and not self._trust.allows(name_of(cls) or ""):
             raise _odd(f"it puts items into {_shown(instance)}, which is no container")
 
     def load_append(self) -> None:
@@ -408,17 +395,7 @@ def _odd(what: str) -> UntrustedTypeError:
 
 
 def _shown(target: Any) -> str:
-    return _name_of(target) or f"a {type(target).__name__}"
-
-
-def _name_of(target: Any) -> str | None:
-    """The name that a class or function has where it was defined."""
-    if isinstance(target, types.ModuleType):
-        return None
-    module, name = getattr(target, "__module__", None), getattr(target, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str):
-        return None
-    return f"{module}.{name}"
+    return name_of(target) or f"a {type(target).__name__}"
 
 
 def _new(cls: type, /, *args: Any, **kwargs: Any) -> Any:
