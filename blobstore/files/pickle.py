@@ -10,7 +10,7 @@ from blobstore.files.options import refuse_options
 from blobstore.files.trust import FileTrust, new_hasher, without_signature
 from blobstore.handlers.unpickling import load_untrusted
 from blobstore.protocols.file_format import FileContext, FileFormat
-from blobstore.streams import Sink, Source
+from blobstore.streams import BytesSource, Sink, Source
 
 _PROTOCOL = 5
 _REFUSALS = (
@@ -62,10 +62,14 @@ class PickleFormat(FileFormat):
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Load the object: any, if it is the reader's own, else plain values and trusted types."""
         refuse_options(context, options)
-        trust = FileTrust.of(context).trust_in(source, context.key)
-        data = without_signature(source.read())
+        data = (
+            source.read()
+        )  # once: what is unpickled is what was checked, whoever writes meanwhile
+        trust = FileTrust.of(context).trust_in(BytesSource(data), context.key)
         try:
-            return pickle.loads(data) if trust.everything else load_untrusted(data, trust)
+            if trust.everything:
+                return pickle.loads(data)  # which stops before the signature
+            return load_untrusted(without_signature(data), trust)
         except (ImportError, AttributeError) as exc:
             raise DecodeError(
                 f"{context.key!r} needs something that is not here: {exc}. Install or import the code "

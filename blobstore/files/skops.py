@@ -9,7 +9,7 @@ from blobstore.files.trust import FileTrust
 from blobstore.handlers.skops import SkopsHandler
 from blobstore.protocols import StoredPart, WriteOptions
 from blobstore.protocols.file_format import FileContext, FileFormat
-from blobstore.streams import MemorySink, Sink, Source
+from blobstore.streams import BytesSource, MemorySink, Sink, Source
 
 _PLAIN = WriteOptions("none", 1)
 
@@ -46,7 +46,8 @@ class SkopsFormat(FileFormat):
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read the estimator."""
         refuse_options(context, options)
-        trust = FileTrust.of(context).trust_in(source, context.key, "an estimator", zipped=True)
+        held = BytesSource(source.read())  # once: what is loaded is what was checked
+        trust = FileTrust.of(context).trust_in(held, context.key, "an estimator", zipped=True)
         handler = SkopsHandler()
-        part = StoredPart("data", source, "none", handler.name, handler.format_version, trust=trust)
+        part = StoredPart("data", held, "none", handler.name, handler.format_version, trust=trust)
         return handler.read({"data": part}, {})

@@ -8,12 +8,22 @@ from typing import Any, ClassVar
 
 import torch
 
+from blobstore.errors import DecodeError, UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
 from blobstore.files.trust import FileTrust
 from blobstore.protocols.file_format import FileContext, FileFormat
-from blobstore.streams import Sink, Source
+from blobstore.streams import BytesSource, Sink, Source
 
 _MALFORMED = (RuntimeError, EOFError, OSError, ValueError, KeyError)
+_REFUSALS = (
+    pickle.PicklingError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    NotImplementedError,
+    ValueError,
+)
+_WHOLE = "a PyTorch file that holds more than tensors"
 
 
 class TorchFormat(FileFormat):
@@ -33,10 +43,27 @@ class TorchFormat(FileFormat):
         return isinstance(obj, torch.Tensor | torch.nn.Module) or _holds_tensor(obj)
 
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
-        """Write the file, and what the reader will know it by."""
+        """Write the file, and what the reader will know it by.
+
+        Raises
+        ------
+        UnsupportedTypeError
+            It holds what pickle does not take.
+        UntrustedTypeError
+            It holds more than tensors, and the store was opened with ``pickle="deny"``.
+        """
         trust = FileTrust.of(context)
         path = sink.path()
-        torch.save(obj, path)
+        try:
+            torch.save(obj, path)
+        except _REFUSALS as exc:
+            raise UnsupportedTypeError(
+                f"{context.key!r}: PyTorch cannot save this: {exc}. Store its tensors, for instance "
+                "the state_dict of a module",
+                key=context.key,
+            ) from exc
+        if trust.mode == "deny" and torch.serialization.get_unsafe_globals_in_checkpoint(path):
+            trust.check_allowed(context.key, _WHOLE)
         trust.sign_zip(path, context.key)
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
@@ -48,11 +75,18 @@ class TorchFormat(FileFormat):
             try:
                 return torch.load(file, map_location=where, weights_only=True)
             except pickle.UnpicklingError as exc:
-                trust.require(
-                    source, context.key, "a PyTorch file that holds more than tensors", exc
-                )
-            file.seek(0)
-            return torch.load(file, map_location=where, weights_only=False)
+                # In memory: what is unpickled is what was checked, whoever writes meanwhile.
+                held = BytesSource(source.read())
+                trust.require(held, context.key, _WHOLE, exc)
+        try:
+            return torch.load(held.open(), map_location=where, weights_only=False)
+        except Exception as exc:
+            # Unpickling runs the code of the object's class, which may raise anything at all.
+            raise DecodeError(
+                f"{context.key!r} cannot be loaded by PyTorch: {exc!r}. If a class is missing, import "
+                "the code that defines it",
+                key=context.key,
+            ) from exc
 
 
 def _holds_tensor(obj: Any, depth: int = 0) -> bool:

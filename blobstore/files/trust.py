@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from blobstore.errors import ConfigError, UntrustedTypeError
+from blobstore.errors import ConfigError, StorageError, UntrustedTypeError
 from blobstore.protocols import ObjectStore
 from blobstore.protocols.file_format import FileContext
 from blobstore.signing import Key, Keyring
@@ -98,15 +98,22 @@ class FileTrust:
 
     def copy(self, objects: ObjectStore, source: str, target: str) -> bool:
         """Copy a file that is the reader's own, signed anew for its new name; whether it was."""
+        zipped = not source.lower().endswith((".pkl", ".pickle"))
         with objects.source(source) as stored:
-            if self.doubt(stored, source, zipped=_is_zip(stored)) is not None:
+            if self.doubt(stored, source, zipped=zipped) is not None:
                 return False
             size = stored.size - SIZE
+            signed = stored.read_range(size, stored.size)
             with stored.open() as file, objects.writer(target, stored.size) as sink:
-                hasher = _ContentHasher(size if _is_zip(stored) else None)
+                hasher = _ContentHasher(size if zipped else None)
                 while chunk := file.read(min(CHUNK, size - file.tell())):
                     hasher.update(chunk)
                     sink.write(chunk)
+                # Signed anew is only what was signed, not what somebody wrote there meanwhile.
+                if self._doubt(signed, source, hasher.hexdigest) is not None:
+                    raise StorageError(
+                        f"{source!r} was changed while it was copied: try again", key=source
+                    )
                 sink.write(self.signature(target, hasher.hexdigest()))
         return True
 
@@ -143,7 +150,18 @@ class FileTrust:
     def doubt(self, source: Source, key: str, *, zipped: bool) -> str | None:
         """Why a file is not the reader's own; None if it is."""
         content = source.size - SIZE
-        found = _TRAILER.fullmatch(source.read_range(max(content, 0), source.size))
+
+        def digest() -> str:
+            hasher = _ContentHasher(content if zipped else None)
+            with source.open() as file:
+                while chunk := file.read(min(CHUNK, content - file.tell())):
+                    hasher.update(chunk)
+            return hasher.hexdigest()
+
+        return self._doubt(source.read_range(max(content, 0), source.size), key, digest)
+
+    def _doubt(self, trailer: bytes, key: str, digest: Callable[[], str]) -> str | None:
+        found = _TRAILER.fullmatch(trailer)
         if found is None:
             return "it is not signed"
         key_id, mac = (part.decode() for part in found.groups())
@@ -153,11 +171,7 @@ class FileTrust:
             return f"its signature could not be checked, because {exc}"
         if by is None:
             return f"it is signed by a key that is not yours ({key_id})"
-        hasher = _ContentHasher(content if zipped else None)
-        with source.open() as file:
-            while chunk := file.read(min(CHUNK, content - file.tell())):
-                hasher.update(chunk)
-        if not hmac.compare_digest(mac, _mac(by, key, hasher.hexdigest())):
+        if not hmac.compare_digest(mac, _mac(by, key, digest())):
             return (
                 "its signature does not match: its content or name was changed since it was signed"
             )
@@ -198,10 +212,6 @@ def new_hasher() -> Hasher:
 def without_signature(data: bytes) -> bytes:
     """Content without the signature behind it, if there is one."""
     return data[:-SIZE] if _TRAILER.fullmatch(data[-SIZE:]) else data
-
-
-def _is_zip(source: Source) -> bool:
-    return source.read_range(0, 4) == b"PK\x03\x04"
 
 
 def _mac(by: Key, key: str, digest: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -25,6 +26,7 @@ from blobstore.errors import (
     ClosedError,
     ConfigError,
     DecodeError,
+    HandlerError,
     InvalidInputError,
     InvalidKeyError,
     UnsupportedTypeError,
@@ -789,3 +791,93 @@ def test_pickles_can_be_denied_and_allowed(tmp_path):
         assert store["b"] == Anything(2)
     with pytest.raises(ConfigError):
         AutoStore(tmp_path / "data", pickle="maybe")
+
+
+class _Swapped(FilesystemStore):
+    """Whose files somebody overwrites in place, once they have been read `after` times."""
+
+    after = 1
+    other = b""
+
+    def source(self, key, **options):
+        source = super().source(key, **options)
+        reads, store = [0], self
+
+        class Swapped(type(source)):
+            def _next(self):
+                reads[0] += 1
+                if reads[0] > store.after and store.other:
+                    Path(store.root_of_test, key).write_bytes(store.other)
+
+            def open(self):
+                self._next()
+                return super().open()
+
+            def read(self):
+                self._next()
+                return super().read()
+
+        source.__class__ = Swapped
+        return source
+
+
+@pytest.mark.parametrize("extension", [".pkl", ".pt"])
+@pytest.mark.parametrize("how", ["load", "copy"])
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_what_is_loaded_or_signed_is_what_was_checked(tmp_path, extension, how, after):
+    objects = _Swapped(tmp_path / "data")
+    objects.root_of_test = tmp_path / "data"
+    mine, theirs = Anything(1), Evil(tmp_path / "ran")
+    if extension == ".pt":
+        torch = pytest.importorskip("torch")
+        mine = [Anything(1), torch.ones(2)]
+    store = AutoStore(objects)
+    store["k" + extension] = mine
+    signed = (tmp_path / "data" / ("k" + extension)).read_bytes()
+    if extension == ".pt":
+        torch.save(theirs, tmp_path / "evil")
+        evil = (tmp_path / "evil").read_bytes()
+    else:
+        evil = pickle.dumps(theirs)
+    objects.after, objects.other = after, evil + bytes(max(0, len(signed) - len(evil) - 107))
+    objects.other += signed[-107:]
+    with contextlib.suppress(StorageError, HandlerError):
+        if how == "load":
+            store.load("k")
+        else:
+            store.copy("k", "copied")
+    objects.other = b""
+    if "copied" in store:
+        with contextlib.suppress(HandlerError):
+            store.load("copied")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_torch_objects_that_pickle_does_not_take(store):
+    torch = pytest.importorskip("torch")
+    with pytest.raises(UnsupportedTypeError, match="cannot be"):
+        store["k"] = {"t": torch.ones(2), "lock": threading.Lock()}
+    with pytest.raises(StorageError, match="cannot save"):
+        store["k.pt"] = {"t": torch.ones(2), "lock": threading.Lock()}
+    assert files(store) == []
+
+
+def test_modules_are_denied_where_they_could_not_be_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    from blobstore.errors import UntrustedTypeError
+
+    with AutoStore(tmp_path / "data", pickle="deny") as store:
+        store["weights"] = torch.nn.Linear(2, 2).state_dict()
+        assert set(store["weights"]) == {"weight", "bias"}
+        with pytest.raises(UntrustedTypeError, match="deny"):
+            store["module"] = torch.nn.Linear(2, 2)
+        assert files(store) == ["weights.pt"]
+
+
+def test_a_damaged_torch_file_says_so_even_if_all_is_allowed(tmp_path):
+    pytest.importorskip("torch")
+    with AutoStore(tmp_path / "data", pickle="allow") as store:
+        store["x"] = 1
+        (tmp_path / "data" / "bad.pt").write_bytes(b"garbage" * 10)
+        with pytest.raises(DecodeError, match=r"bad\.pt"):
+            store["bad"]
