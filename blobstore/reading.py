@@ -136,10 +136,10 @@ class Reader:
             handler = self._handler(current)
             trust = self._trust(current, handler)
             with contextlib.suppress(_SupersededError), self._opened(current) as sources:
-                parts = {
-                    part.name: self._checked(current, part, source, handler, trust)
+                parts = _Parts(
+                    (part.name, self._checked(current, part, source, handler, trust))
                     for part, source in zip(current.parts, sources, strict=True)
-                }
+                )
                 with _reading(current):
                     return handler.read(parts, _info(current.info_text), **options)
         raise AssertionError("_versions ends by raising")
@@ -152,7 +152,7 @@ class Reader:
             _verify_bytes(entry.key, part, data)
         stored = _stored(part, BytesSource(data), self._trust(entry, handler))
         with _reading(entry):
-            return handler.read({part.name: stored}, _info(entry.info_text), **options)
+            return handler.read(_Parts({part.name: stored}), _info(entry.info_text), **options)
 
     def open(self, entry: Entry) -> BinaryIO:
         """Open the object as a file; its bytes are checked when they were read to the end.
@@ -170,11 +170,12 @@ class Reader:
         for current in self._versions(entry):
             handler = self._handler(current)
             with contextlib.suppress(_SupersededError), self._opened(current) as sources:
-                parts = {
-                    part.name: _stored(part, self._checking(current, part, source), self._plain)
+                parts = _Parts(
+                    (part.name, _stored(part, self._checking(current, part, source), self._plain))
                     for part, source in zip(current.parts, sources, strict=True)
-                }
-                return handler.open(parts, _info(current.info_text))
+                )
+                with _reading(current):
+                    return handler.open(parts, _info(current.info_text))
         raise AssertionError("_versions ends by raising")
 
     def check(self, entry: Entry) -> list[BlobStoreError]:
@@ -294,6 +295,13 @@ def _info(text: str) -> Mapping[str, Any]:
     """The info of an entry, parsed once for all entries alike; handlers only look at it."""
     parsed: dict[str, Any] = json.loads(text)
     return MappingProxyType(parsed)
+
+
+class _Parts(dict[str, StoredPart]):
+    """Parts by name; one that is not there is no error of whoever asked for the key."""
+
+    def __missing__(self, name: str) -> StoredPart:
+        raise DecodeError(f"it was stored without its part {name!r}")
 
 
 class _SupersededError(Exception):

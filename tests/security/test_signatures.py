@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import re
@@ -58,7 +59,7 @@ def _this():
     import types
 
     module = types.ModuleType(__name__)
-    module.Model = Model
+    module.Model, module.Point = Model, Point
     return module
 
 
@@ -340,7 +341,7 @@ def test_what_changes_how_it_is_read_runs_nothing(tmp_path, backend, in_document
     alter(tmp_path, backend, in_document, in_database)
     with opened(tmp_path) as store:
         assert "does not match" in store._signer.doubt(store.entry("k"))
-        with pytest.raises((BlobStoreError, KeyError)):
+        with pytest.raises(BlobStoreError):
             store.get("k")
         assert Model.loaded == 1  # by the test itself, before
 
@@ -518,6 +519,171 @@ def test_equal_content_of_equal_writers_stays_one_entry(tmp_path):
         keys |= set(store.put_many([(None, Model()), (None, Model())]))
         assert len(keys) == len(store) == 1
         assert store.entry(*keys).version == 1
+
+
+# --- behind the store's back ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("inline", [0, None])
+def test_update_many_signs_what_was_yours_and_nothing_else(tmp_path, backend, inline):
+    with opened(tmp_path, backend, (THEIRS,), inline_max_bytes=inline) as store:
+        store.put(Model(), key="theirs", metadata={"n": 1})
+    with opened(tmp_path, inline_max_bytes=inline) as store:
+        store.put_many([("mine", Model(2.0), {"n": 1}), ("array", np.arange(3), {"n": 1})])
+        plant(store, "planted", attacks.PROVEN["os.system"])
+        assert store.update_many("@size >= 0", {"seen": True}) == 4
+        assert store.update_many("n = 1", {"n": 2}, replace=True) == 3
+        assert store["mine"] == Model(2.0)
+        assert {key for key in store if store.entry(key).signature} == {"mine"}
+        refused(store, "theirs")
+        refused(store, "planted")
+        assert store.delete_many(where="n = 2") == 3
+        assert not ran()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_metadata_altered_by_another_is_not_signed_by_your_next_change(tmp_path, backend):
+    """Neither that of another key's owner, nor that of somebody who edits the index."""
+    stored(tmp_path, backend)
+    with opened(tmp_path, keys=(THEIRS,)) as store:
+        store.update_metadata("k", {"by": "them"})
+    with opened(tmp_path) as store:
+        store.update_metadata("k", {"by": "me"})
+        store.copy("k", "copy")
+        assert store.entry("k").signature is store.entry("copy").signature is None
+        refused(store)
+        store.delete("copy")
+        store.put(Model(), key="k", metadata={"good": False})
+    alter(tmp_path, backend, *ALTERED["metadata"])
+    with opened(tmp_path) as store:
+        store.update_metadata("k", {"by": "me"})
+        assert "not signed" in refused(store)
+
+
+def swapped_in_json(path):
+    document = next(path.glob("cache_metadata.json"))
+    with opened(path) as store:
+        (one,), (two,) = store.entry("k").locations, store.entry("l").locations
+    assert document.read_text().count(one) >= 2
+
+    def change(text):
+        return re.sub(
+            rf'("parts":[^\n]*?)({one}|{two})',
+            lambda match: match[1] + (two if match[2] == one else one),
+            text,
+        )
+
+    in_json(path, change)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_signed_entries_do_not_change_places(tmp_path, backend):
+    """Neither their blobs, nor all that is known of them."""
+    stored(tmp_path, backend)
+    with opened(tmp_path, inline_max_bytes=0, compression="none") as store:
+        store["l"] = Model(2.0)
+        assert store["l"] == Model(2.0)
+    if backend == "json":
+        swapped_in_json(tmp_path)
+    else:
+        with sqlite3.connect(tmp_path / "cache_metadata.db") as connection:
+            (a, x), (b, y) = connection.execute("SELECT entry_id, location FROM parts").fetchall()
+            for entry, location in ((a, y), (b, x)):
+                statement = "UPDATE parts SET location=? WHERE entry_id=?"
+                assert connection.execute(statement, (location, entry)).rowcount == 1
+        connection.close()
+    with opened(tmp_path) as store:
+        for key in "kl":
+            assert "does not match" in refused(store, key)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_signed_entry_is_not_replayed_under_another_key(tmp_path, backend):
+    stored(tmp_path, backend)
+    with opened(tmp_path) as store:
+        entry = store.entry("k")
+        draft = EntryDraft(
+            "replayed", entry.handler, entry.data_type, entry.info_text, entry.metadata_text,
+            entry.parts, entry.size, 1, entry.signature,
+        )  # fmt: skip
+        store._index.commit([Put(draft)], entry.commit_id)
+        assert "does not match" in refused(store, "replayed")
+        store.move("replayed", "k")
+        assert "not signed" in refused(store)
+
+
+@dataclasses.dataclass
+class Point:
+    x: int = 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("handler", ["pickle", "mapping", "skops", "xarray", "bytes", "text"])
+def test_a_dataclass_is_not_read_by_another_handler(tmp_path, backend, handler):
+    stored(tmp_path, backend, Point(3))
+    alter(
+        tmp_path, backend,
+        edit('"handler":"dataclass","data_type"', f'"handler":"{handler}","data_type"'),
+        ("UPDATE entries SET handler=?", handler),
+    )  # fmt: skip
+    with opened(tmp_path) as store:
+        assert "does not match" in store._signer.doubt(store.entry("k"))
+        with pytest.raises(BlobStoreError):
+            store.get("k")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("inline", [0, None])
+def test_a_commit_that_is_repeated_keeps_its_signature(tmp_path, backend, inline):
+    """Its answer was lost, so the same is asked again."""
+    with opened(tmp_path, backend, inline_max_bytes=inline) as store:
+        commit = store._index.commit
+        asked = []
+
+        def twice(operations, commit_id):
+            asked.append(commit_id)
+            commit(operations, commit_id)
+            return commit(operations, commit_id)
+
+        store._index.commit = twice
+        store["k"] = Model(2.0)
+        store.put_many([("a", Model()), ("b", {"m": Model()})])
+        store.update_metadata("k", {"a": 1})
+        store.update_many("a = 1", {"b": 2})
+        store.copy("k", "copy")
+        store.move("copy", "moved")
+        assert len(asked) == 6
+        assert store.entry("k").metadata == {"a": 1, "b": 2}
+        assert store.get_many(["k", "moved"]) == {"k": Model(2.0), "moved": Model(2.0)}
+        assert all(store._signer.doubt(entry) is None for entry in store.query())
+
+
+@pytest.mark.parametrize("policy", ["deny", "signed"])
+def test_every_way_to_read_asks_first(tmp_path, policy):
+    with opened(tmp_path) as store:
+        store["plain"] = np.arange(3)
+        plant(store, "k", attacks.PROVEN["os.system"])
+    with opened(tmp_path, pickle=policy) as store:
+        for read in (
+            lambda: store.get("k"),
+            lambda: store["k"],
+            lambda: store.get_many(["plain", "k"]),
+            lambda: dict(store.items()),
+            lambda: store.pop("k"),
+        ):
+            with pytest.raises(UntrustedTypeError):
+                read()
+        assert "k" in store
+        assert store.verify(deep=True).ok
+        if policy == "signed":  # the bytes as they are are for everybody
+            with store.open("k") as file:
+                assert file.read() == attacks.PROVEN["os.system"]
+            assert store.get_file("k", tmp_path / "f").read_bytes() == attacks.PROVEN["os.system"]
+        else:
+            with pytest.raises(UntrustedTypeError, match="deny"):
+                store.open("k")
+        assert not ran()
 
 
 def test_nothing_is_left_in_the_folder(tmp_path):
