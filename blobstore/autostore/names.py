@@ -44,19 +44,24 @@ def key_text(key: object) -> str:
 def split(name: str, extensions: Collection[str]) -> tuple[str, str]:
     """Divide a name into key and extension; only known extensions are some, the longest first.
 
+    Other tools write some in capitals (IMG_7.JPG), so these are extensions too.
+
     Examples
     --------
     >>> split("m.sparse.npz", {".npz", ".sparse.npz"}), split("model.v1", {".npz"})
     (('m', '.sparse.npz'), ('model.v1', ''))
+    >>> split("IMG_7.JPG", {".jpg"}), split("Notes.Jpg", {".jpg"})
+    (('IMG_7', '.jpg'), ('Notes.Jpg', ''))
     >>> split("folder/.json", {".json"})
     ('folder/.json', '')
     """
-    last = name.rpartition("/")[2].lower()
+    last = name.rpartition("/")[2]
     start = last.find(".", 1)
     while start != -1:
-        if last[start:] in extensions:
-            size = len(last) - start
-            return name[:-size], name[-size:].lower()
+        found = last[start:]
+        lower = found.lower()
+        if lower in extensions and found in (lower, lower.upper()):
+            return name[: -len(found)], lower
         start = last.find(".", start + 1)
     return name, ""
 

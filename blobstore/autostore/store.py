@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from blobstore.autostore import schemes
 from blobstore.autostore.errors import StorageFileNotFoundError
 from blobstore.autostore.formats import Formats
 from blobstore.autostore.names import glob, key_text, split
 from blobstore.config.storage import StorageConfig
+from blobstore.entry import ObjectStat
 from blobstore.errors import (
     ClosedError,
     InvalidInputError,
@@ -23,6 +24,10 @@ from blobstore.errors import (
 from blobstore.files.adapter import DataHandler
 from blobstore.files.trust import SIGNED, FileTrust
 from blobstore.protocols.file_format import FileContext, FileFormat
+
+T = TypeVar("T")
+_TRIES = 20
+"""How often a file is looked for anew that others replace by one of another type all the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +173,14 @@ class AutoStore(MutableMapping[Any, Any]):
         UntrustedTypeError
             It is a pickle that names types which are not trusted.
         """
-        text = key_text(key)
-        name = self._newest(text, self._found(text))
-        extension = split(name, self._formats.extensions)[1]
-        each = self._formats.for_reading(extension, name)
-        try:
+
+        def read(name: str) -> Any:
+            extension = split(name, self._formats.extensions)[1]
+            each = self._formats.for_reading(extension, name)
             with self._objects.source(name) as source:
                 return each.read(source, self._context(name, extension), **options)
-        except KeyNotFoundError as exc:
-            raise _not_found(text) from exc
+
+        return self._with_file(key_text(key), read)
 
     def get(self, key: Any, default: Any = None, **options: Any) -> Any:
         """Load an object, or give `default` if there is no such key."""
@@ -217,12 +221,11 @@ class AutoStore(MutableMapping[Any, Any]):
         ------
         StorageFileNotFoundError
         """
-        text = key_text(key)
-        name = self._newest(text, self._found(text))
-        try:
-            stat = self._objects.stat(name)
-        except KeyNotFoundError as exc:
-            raise _not_found(text) from exc
+
+        def look(name: str) -> tuple[str, ObjectStat]:
+            return name, self._objects.stat(name)
+
+        name, stat = self._with_file(key_text(key), look)
         kind, _ = mimetypes.guess_type("x" + split(name, self._formats.extensions)[1])
         return FileMetadata(stat.size, stat.modified, None, kind, stat.etag, {"name": name})
 
@@ -244,8 +247,10 @@ class AutoStore(MutableMapping[Any, Any]):
             self._objects.delete_many([name])
 
     def _copy(self, source: str, target: str) -> tuple[str, str]:
-        name = self._newest(source, self._found(source))
-        extension = split(name, self._formats.extensions)[1]
+        return self._with_file(source, lambda name: self._copy_file(source, name, target))
+
+    def _copy_file(self, source: str, name: str, target: str) -> tuple[str, str]:
+        own, extension = split(name, self._formats.extensions)
         stem, wanted = split(target, self._formats.extensions)
         if wanted not in ("", extension):
             raise StorageError(
@@ -253,15 +258,18 @@ class AutoStore(MutableMapping[Any, Any]):
                 "extension out, or load it and store it anew",
                 key=target,
             )
-        made = stem + extension
+        made = stem + name[len(own) :]
+        if split(made, self._formats.extensions) != (stem, extension):
+            raise StorageError(
+                f"{source!r} cannot become {target!r}: its file would be {made!r}, which has another "
+                "extension. Choose another name",
+                key=target,
+            )
         if made != name:
             before = self._twins(stem)
-            try:
-                signed = extension in SIGNED and self._trust.copy(self._objects, name, made)
-                if not signed:
-                    self._objects.copy(name, made)
-            except KeyNotFoundError as exc:
-                raise _not_found(source) from exc
+            signed = extension in SIGNED and self._trust.copy(self._objects, name, made)
+            if not signed:
+                self._objects.copy(name, made)
             self._objects.delete_many([twin for twin in before if twin not in (made, name)])
         return name, made
 
@@ -348,27 +356,44 @@ class AutoStore(MutableMapping[Any, Any]):
     def _files_of(self, key: str) -> list[str]:
         """The files that a key may mean: one, unless a writer was killed or another tool made more."""
         stem, extension = split(key, self._formats.extensions)
-        if extension:
-            return [key] if self._objects.exists(key) else []
-        return self._twins(stem)
+        if not extension:
+            return self._twins(stem)
+        for name in dict.fromkeys((key, stem + extension)):
+            if self._objects.exists(name):
+                return [name]
+        return self._twins(key)  # data.csv is also the key of data.csv.gz
 
     def _twins(self, stem: str) -> list[str]:
         """All files of a key, whatever their extension."""
-        if self._objects.capabilities.local_files:  # asking costs less than listing a folder
-            names = (stem + extension for extension in sorted(self._formats.extensions))
-            return [name for name in names if self._objects.exists(name)]
+        extensions = self._formats.extensions
+        if not self._objects.capabilities.local_files:
+            names: Iterable[str] = self._objects.keys(stem + ".")
+            return [name for name in names if split(name, extensions)[0] == stem]
+        # Asking costs less than listing a folder.
+        names = (stem + each for known in sorted(extensions) for each in (known, known.upper()))
         return [
             name
-            for name in self._objects.keys(stem + ".")
-            if split(name, self._formats.extensions)[0] == stem
+            for name in names
+            if self._objects.exists(name) and split(name, extensions)[0] == stem
         ]
 
     def _found(self, key: str) -> list[str]:
         self._check_open()
-        names = self._files_of(key)
+        # Whoever stores another type meanwhile may have moved the file behind our back: look again.
+        names = self._files_of(key) or self._files_of(key)
         if not names:
             raise _not_found(key)
         return names
+
+    def _with_file(self, key: str, use: Callable[[str], T]) -> T:
+        """Do something with the file of a key; with its next one, if that replaced it meanwhile."""
+        for _ in range(_TRIES):
+            names = self._found(key)
+            try:
+                return use(self._newest(key, names))
+            except KeyNotFoundError as exc:
+                gone = exc
+        raise _not_found(key) from gone
 
     def _newest(self, key: str, names: list[str]) -> str:
         """Of several files of one key that which was written last."""
@@ -388,9 +413,13 @@ class AutoStore(MutableMapping[Any, Any]):
     def _write_somehow(self, stem: str, data: Any) -> str:
         """Write an object by the best format that takes it."""
         refused: UnsupportedTypeError | None = None
+        extensions = self._formats.extensions
         for each in self._formats.for_object(data):
+            extension = each.extensions[0]
+            if split(stem + extension, extensions) != (stem, extension):
+                continue  # x.dataclass as JSON would be taken for x as a dataclass
             try:
-                return self._write(stem, each.extensions[0], each, data)
+                return self._write(stem, extension, each, data)
             except UnsupportedTypeError as exc:
                 refused = exc
         assert refused is not None  # pickle is asked last, and takes or refuses everything

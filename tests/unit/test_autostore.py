@@ -504,6 +504,69 @@ def test_deleting_takes_one_key(store):
     assert sorted(store) == ["run.json.bak/x", "run/x"]
 
 
+@pytest.mark.parametrize("place", ["disk", "objects"])
+def test_every_listed_key_is_found(tmp_path, place):
+    objects = FilesystemStore(tmp_path) if place == "disk" else DictStore()
+    store = AutoStore(objects)
+    names = ["IMG_7.JSON", "data.csv.gz", "b.json.txt", "x.dataclass.json", "archive.tar.gz"]
+    for name in names:
+        objects.put(name, b"{}")
+    assert sorted(store) == ["IMG_7", "archive.tar", "b.json", "data.csv", "x"]
+    assert store["IMG_7"] == store["IMG_7.JSON"] == store["x"] == {}
+    assert store["data.csv"] == store["data.csv.gz"] == b"{}"
+    assert store["b.json"] == "{}"
+    assert all(key in store for key in store)
+    store.copy("IMG_7", "IMG_7")
+    store.move("IMG_7", "IMG_8")
+    assert "IMG_8.JSON" in files(store)
+    store["IMG_8"] = "no twin is left"
+    assert [name for name in files(store) if name.startswith("IMG")] == ["IMG_8.txt"]
+    for key in list(store):
+        del store[key]
+    assert files(store) == []
+
+
+@pytest.mark.parametrize("place", ["disk", "objects"])
+def test_an_extension_in_capitals_finds_what_it_wrote(tmp_path, place):
+    store = AutoStore(FilesystemStore(tmp_path) if place == "disk" else DictStore())
+    store["x.JSON"] = {"a": 1}
+    assert store["x.JSON"] == store["x"] == {"a": 1}
+    assert files(store) == ["x.json"]
+
+
+@pytest.mark.parametrize("place", ["disk", "objects"])
+def test_a_key_and_an_extension_never_make_another_extension(tmp_path, place):
+    store = AutoStore(FilesystemStore(tmp_path) if place == "disk" else DictStore())
+    store["x.dataclass"] = {"a": 1}
+    assert list(store) == ["x.dataclass"]
+    assert store["x.dataclass"] == {"a": 1}
+    assert "x" not in store
+    store["y"] = {"a": 2}
+    with pytest.raises(StorageError, match="another extension"):
+        store.copy("y", "z.pydantic")
+
+
+def test_a_key_that_others_store_again_under_other_types_is_never_missing(tmp_path):
+    store, stop, kinds = AutoStore(tmp_path), threading.Event(), ["text", {"a": 1}, b"bytes"]
+    store["k"] = kinds[0]
+
+    def write():
+        while not stop.is_set():
+            for value in kinds:
+                store["k"] = value
+                stop.wait(0.005)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert store["k"] in kinds
+            assert store.get_metadata("k").size
+    finally:
+        stop.set()
+        writer.join()
+
+
 def test_length_iteration_and_keys_agree(store):
     for key in ("my_data", "folder/other", "z.v1"):
         store[key] = {"k": key}
