@@ -45,7 +45,7 @@ from blobstore.handlers.frame_schema import (
     type_of,
 )
 from blobstore.handlers.leaves import LeafHandler
-from blobstore.handlers.parquet import ParquetPart, TableContent, decoding
+from blobstore.handlers.parquet import ParquetPart, TableContent, check_room, decoding
 from blobstore.handlers.parquet_names import field_names, pandas_metadata
 from blobstore.protocols import (
     Plan,
@@ -309,6 +309,8 @@ def _read_columns(
     if names and parquet.metadata.num_rows != rows:
         raise DecodeError(f"the file has {parquet.metadata.num_rows} rows, its facts say {rows}")
     fields = [*places, *range(len(facts["types"]), len(names))]
+    stored = parquet.schema_arrow.types
+    check_room([stored[field] for field in fields], rows)
     block = _one_block(types, rows)
     builders = [
         kind.builder(rows, block[i] if block is not None and i < len(types) else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from blobstore.codecs import MIN_SAVING
 from blobstore.errors import BlobStoreError, DecodeError, from_os_error
 from blobstore.handlers.sink_file import SinkFile
+from blobstore.limits import check_allocation
 from blobstore.protocols import Encoding, PlannedPart, WriteOptions
 from blobstore.streams import Sink, Source
 
@@ -201,6 +202,32 @@ def rows_at_once(content: TableContent) -> int:
         return most
     each = max(1, content.nbytes // content.rows)
     return max(fewest, min(most, ROW_GROUP_BYTES // each))
+
+
+def check_room(types: Iterable[pa.DataType], rows: int) -> None:
+    """Refuse a table that is larger than this machine, which may be a few bytes in the file.
+
+    What text and nested values need is not known before they are read.
+
+    Raises
+    ------
+    DecodeError
+
+    Examples
+    --------
+    >>> check_room([pa.int64(), pa.string()], 1 << 50)
+    Traceback (most recent call last):
+    ...
+    blobstore.errors.DecodeError: a table of 1125899906842624 rows needs 9007199254740992 bytes, which is more than this machine has: read a part of it
+    """
+    check_allocation(rows * sum(map(_bits, types)) // 8, f"a table of {rows} rows")
+
+
+def _bits(kind: pa.DataType) -> int:
+    try:
+        return int(kind.bit_width)
+    except ValueError:  # of no fixed width
+        return 0
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from blobstore.handlers.parquet import (
     MALFORMED,
     ParquetPart,
     TableContent,
+    check_room,
     decoding,
     parquet_level,
     rows_at_once,
@@ -244,12 +245,15 @@ def read_table(source: Source, total: int, wanted: Wanted) -> pa.Table:
 
 def _read_parquet(file: Any, total: int, wanted: Wanted) -> pa.Table:
     parquet = pq.ParquetFile(file, pre_buffer=False)
-    names = parquet.schema_arrow.names
+    schema = parquet.schema_arrow
+    names, types = schema.names, schema.types
     places = wanted.places(names)
     columns = None if places is None else [names[place] for place in places]
     sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
     _check_rows(sum(sizes), total)
     groups, rows = _stretch(sizes, wanted.rows)
+    read_types = types if places is None else [types[place] for place in places]
+    check_room(read_types, sum(sizes[group] for group in groups))
     read_columns = None if columns is None else list(dict.fromkeys(columns))
     table = parquet.read_row_groups(groups, columns=read_columns)
     # By name, not position: asking for "a" also brings "a.b".

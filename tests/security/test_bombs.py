@@ -95,3 +95,22 @@ def test_an_array_beyond_the_machine_is_refused_and_read_in_parts(tmp_path, monk
             store["zeros"]
         assert caught.value.key == "zeros"
         assert store.get("zeros", rows=slice(0, 5)).shape == (5, MIB)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])
+def test_a_table_beyond_the_machine_is_refused_and_read_in_parts(tmp_path, monkeypatch, kind):
+    """A column that says one thing over and over takes next to no room in Parquet."""
+    rows = 4 * MIB
+    columns = {"a": np.zeros(rows, np.int64), "b": np.ones(rows, np.int64), "c": [True] * rows}
+    module = pytest.importorskip("pyarrow" if kind == "arrow" else kind)
+    frame = (module.table if kind == "arrow" else module.DataFrame)(columns)
+    with BlobStore(tmp_path) as store:
+        store["table"] = frame
+        assert store.entry("table").size < 4 * MIB
+        monkeypatch.setattr(limits, "_memory", lambda: 60 * MIB)
+        with pytest.raises(DecodeError, match="more than this machine has") as caught:
+            store["table"]
+        assert caught.value.key == "table"
+        assert store.get("table", columns=["a"]).shape == (rows, 1)
+        if kind != "pandas":
+            assert store.get("table", rows=slice(0, 5)).shape == (5, 3)
