@@ -59,8 +59,25 @@ def load(target: str) -> Any:
     2048
     """
     module, _, name = target.partition(":")
+    return getattr(load_module(module, name), name)
+
+
+def load_module(module: str, what: str = "") -> Any:
+    """Import a module, with the same errors as `load`.
+
+    Parameters
+    ----------
+    module : str
+    what : str
+        Of it, for messages; by default itself.
+
+    Raises
+    ------
+    MissingDependencyError
+    """
+    name = what or module
     try:
-        return getattr(importlib.import_module(module), name)
+        return importlib.import_module(module)
     except ModuleNotFoundError as exc:
         missing = (exc.name or "").partition(".")[0]
         if missing not in _EXTRA_OF:

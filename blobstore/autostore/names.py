@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 
-from blobstore.errors import InvalidKeyError
+from blobstore.errors import InvalidInputError, InvalidKeyError
 from blobstore.keys import encode_key
 
 
@@ -87,7 +87,10 @@ def glob(pattern: str, *, anywhere: bool) -> re.Pattern[str]:
     if anywhere and "/" not in said:
         said = "**/" + said
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[!?[^]]+\])", said)
-    return re.compile("".join(map(_piece, parts)), re.DOTALL)
+    try:
+        return re.compile("".join(map(_piece, parts)), re.DOTALL)
+    except re.error as exc:
+        raise InvalidInputError(f"{pattern!r} is no pattern: {exc.msg}") from exc
 
 
 def _piece(part: str) -> str:
@@ -95,6 +98,6 @@ def _piece(part: str) -> str:
     if part in known:
         return known[part]
     if part.startswith("[") and part.endswith("]") and len(part) > 2:
-        inside = part[1:-1].replace("\\", r"\\")
+        inside = re.sub(r"([\\^\[&~|])", r"\\\1", part[1:-1])
         return f"(?!/)[^{inside[1:]}]" if inside.startswith("!") else f"(?!/)[{inside}]"
     return re.escape(part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import sys
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from blobstore.errors import InvalidInputError, UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
 from blobstore.protocols import Handler, StoredPart, WriteOptions
 from blobstore.protocols.file_format import FileContext, FileFormat
-from blobstore.registry import handler_classes
+from blobstore.registry import handler_classes, load_module
 from blobstore.streams import Sink, Source
 
 _OPTIONS = WriteOptions("zstd", 3)
@@ -105,7 +104,9 @@ def _by_handler(name: str, source: Source, info: dict[str, Any], options: dict[s
 
 
 class CsvFormat(FileFormat):
-    """Frames as text, where the key says so: types are guessed on reading, and the index is dropped.
+    """Frames as text, where the key says so: types are guessed on reading, numbers of rows dropped.
+
+    A frame with an index that says more is refused.
 
     ``library="pandas"`` or "polars", ``columns=[...]``, ``lazy=True``.
     """
@@ -126,11 +127,22 @@ class CsvFormat(FileFormat):
         separator = _separator(context)
         path = sink.path()
         if library_of(obj) == "pandas":
+            if not _is_mere_count(obj.index):
+                raise UnsupportedTypeError(
+                    f"{context.key!r}: a {context.extension} file has no index: store "
+                    "frame.reset_index(), or frame.reset_index(drop=True) to lose it"
+                )
             obj.to_csv(path, index=False, sep=separator)
             return
-        with contextlib.suppress(AttributeError):
-            obj = obj.collect()
-        obj.write_csv(path, separator=separator)
+        import polars as pl
+
+        frame = obj.collect() if isinstance(obj, pl.LazyFrame) else obj
+        try:
+            frame.write_csv(path, separator=separator)
+        except pl.exceptions.ComputeError as exc:
+            raise UnsupportedTypeError(
+                f"{context.key!r} cannot be written as a {context.extension} file: {exc}"
+            ) from exc
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read a table."""
@@ -139,8 +151,7 @@ class CsvFormat(FileFormat):
         library = _wanted_library(options, "polars" if lazy else usual_library())
         columns, separator = options.get("columns"), _separator(context)
         if library == "polars":
-            import polars as pl
-
+            pl = load_module("polars")
             with reading(context, pl.exceptions.PolarsError, OSError), source.open() as file:
                 read = pl.read_csv(file, columns=columns, separator=separator)
                 return read.lazy() if lazy else read
@@ -153,6 +164,11 @@ class CsvFormat(FileFormat):
 
             return pa.Table.from_pandas(frame)
         return frame
+
+
+def _is_mere_count(index: Any) -> bool:
+    """Whether an index only numbers the rows, with gaps where some were taken out."""
+    return index.nlevels == 1 and index.name is None and index.dtype.kind in "iu"
 
 
 def _separator(context: FileContext) -> str:

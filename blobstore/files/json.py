@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 from blobstore.errors import UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
 from blobstore.protocols.file_format import FileContext, FileFormat
+from blobstore.registry import load_module
 from blobstore.streams import Sink, Source
 
-_MAX_DEPTH = 200
+MAX_DEPTH = 200
 _SCALARS = ("builtins.int", "builtins.float", "builtins.bool", "builtins.NoneType")
 _LONGEST_INT = 10**4000
 _BATCH = 1 << 16
@@ -35,7 +36,7 @@ def is_exact(obj: Any, depth: int = 0) -> bool:
         return bool(-_LONGEST_INT < obj < _LONGEST_INT)
     if kind is float:
         return math.isfinite(obj)
-    if depth > _MAX_DEPTH:
+    if depth > MAX_DEPTH:
         return False
     if kind is dict:
         return all(type(name) is str and is_exact(name) for name in obj) and all(
@@ -135,8 +136,7 @@ class YamlFormat(FileFormat):
 
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
         """Write the value in block style, names in their order."""
-        import yaml
-
+        yaml = load_module("yaml")
         text = yaml.safe_dump(obj, allow_unicode=True, sort_keys=False)
         if yaml.safe_load(text) != obj:  # control characters, for instance
             raise UnsupportedTypeError(
@@ -146,8 +146,7 @@ class YamlFormat(FileFormat):
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read the value."""
-        import yaml
-
         refuse_options(context, options)
+        yaml = load_module("yaml")
         with reading(context, yaml.YAMLError, ValueError, RecursionError):
             return yaml.safe_load(source.read())

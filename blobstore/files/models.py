@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import types
+import typing
 from typing import Any, ClassVar
 
 from blobstore.errors import DecodeError, InvalidInputError, UnsupportedTypeError
-from blobstore.files.json import is_exact, to_text
+from blobstore.files.json import MAX_DEPTH, is_exact, to_text
 from blobstore.files.options import reading, refuse_options
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
+
+_CONTAINERS = (dict, list, tuple, set, frozenset, str, bytes)
 
 
 def class_name(obj: Any) -> str:
@@ -23,7 +27,8 @@ def class_name(obj: Any) -> str:
 class DataclassFormat(FileFormat):
     """A dataclass whose fields JSON says exactly, nested dataclasses too.
 
-    The file holds the fields and nothing else. Reading gives a dict; ``get(key, cls=Config)`` gives
+    One that its fields alone would not give back (it changes them when it is made, needs more than
+    they say, or holds dataclasses where its annotations name none) is left to pickle. The file holds the fields and nothing else. Reading gives a dict; ``get(key, cls=Config)`` gives
     an object of that class.
     """
 
@@ -32,15 +37,26 @@ class DataclassFormat(FileFormat):
     priority = 20
 
     def can_handle(self, obj: Any) -> bool:
-        """An object of a dataclass."""
-        return dataclasses.is_dataclass(obj) and not isinstance(obj, type)
+        """An object of a dataclass, that is not a container or text by itself."""
+        return dataclasses.is_dataclass(obj) and not isinstance(obj, (type, *_CONTAINERS))
 
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
         """Write the fields."""
-        fields = dataclasses.asdict(obj)
+        fields = _fields(obj)
         if not is_exact(fields):
             raise UnsupportedTypeError(
                 f"{context.key!r}: {class_name(obj)} has fields that JSON does not hold exactly"
+            )
+        try:
+            same = _is_same(_build(type(obj), fields, context), obj)
+        except Exception as exc:
+            # Making an object runs the code of its class, which may raise anything at all.
+            raise UnsupportedTypeError(
+                f"{context.key!r}: {class_name(obj)} cannot be made from its fields: {exc!r}"
+            ) from exc
+        if not same:
+            raise UnsupportedTypeError(
+                f"{context.key!r}: the fields of {class_name(obj)} do not give it back as it is"
             )
         sink.write(to_text(fields, indent=2).encode() + b"\n")
 
@@ -57,10 +73,53 @@ class DataclassFormat(FileFormat):
         return _build(cls, fields, context)
 
 
+def _fields(value: Any, depth: int = 0) -> Any:
+    """The fields of a dataclass as a dictionary; unlike `asdict` nothing else is copied."""
+    if depth > MAX_DEPTH:
+        return value  # which is not exact: a dataclass, or nested too deeply
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, *_CONTAINERS)):
+        return {
+            f.name: _fields(getattr(value, f.name), depth + 1) for f in dataclasses.fields(value)
+        }
+    if type(value) is list:
+        return [_fields(item, depth + 1) for item in value]
+    if type(value) is dict:
+        return {name: _fields(item, depth + 1) for name, item in value.items()}
+    return value
+
+
+def _is_same(back: Any, value: Any) -> bool:
+    """Whether what was made from fields that JSON holds exactly is what they were taken from."""
+    if type(back) is not type(value):
+        return False
+    if type(value) is list:
+        return all(map(_is_same, back, value))
+    if type(value) is dict:
+        return all(_is_same(back[name], value[name]) for name in value)
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        return all(_is_same(getattr(back, name), getattr(value, name)) for name in names)
+    return bool(back == value)
+
+
+def _value(hint: Any, value: Any, context: FileContext) -> Any:
+    """A value of a field as its annotation says: dataclasses, also in lists, dictionaries, unions."""
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(hint, value, context)
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list and isinstance(value, list):
+        return [_value(inside[0], item, context) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {name: _value(inside[1], item, context) for name, item in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        # Of several dataclasses none is guessed; such an object was left to pickle.
+        others = [one for one in inside if one is not type(None)]
+        return _value(others[0], value, context) if len(others) == 1 else value
+    return value
+
+
 def _build(cls: Any, fields: Any, context: FileContext) -> Any:
     """An object of a dataclass from its fields; those that are dataclasses by their annotations."""
-    import typing
-
     if not isinstance(fields, dict):
         raise DecodeError(f"{context.key!r} does not hold the fields of {cls.__name__}")
     hints = typing.get_type_hints(cls)
@@ -70,12 +129,7 @@ def _build(cls: Any, fields: Any, context: FileContext) -> Any:
             f"{context.key!r} has fields that {cls.__name__} has not: {', '.join(sorted(unknown))}",
             key=context.key,
         )
-    values = {
-        name: _build(hints[name], value, context)
-        if dataclasses.is_dataclass(hints.get(name)) and isinstance(value, dict)
-        else value
-        for name, value in fields.items()
-    }
+    values = {name: _value(hints.get(name), value, context) for name, value in fields.items()}
     made = {name: value for name, value in values.items() if known[name].init}
     try:
         obj = cls(**made)
@@ -122,5 +176,7 @@ class PydanticFormat(FileFormat):
         refuse_options(context, options, "cls")
         data = source.read()
         cls = options.get("cls")
+        if cls is not None and not callable(getattr(cls, "model_validate_json", None)):
+            raise InvalidInputError(f"cls must be a pydantic model, not {cls!r}")
         with reading(context, ValueError, RecursionError):
             return json.loads(data) if cls is None else cls.model_validate_json(data, by_name=True)

@@ -53,7 +53,10 @@ class NetcdfFormat(FileFormat):
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read the dataset, or the array that it was."""
         refuse_options(context, options)
-        with reading(context, *_REFUSALS, KeyError), source.open() as file:
+        with (
+            reading(context, *_REFUSALS, KeyError, IndexError, AttributeError),
+            source.open() as file,
+        ):
             return _read(io.BytesIO(file.read()))
 
 

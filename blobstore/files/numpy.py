@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -14,7 +16,11 @@ from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import CHUNK, Sink, Source
 
 _SUFFIX = ".npy"
-_MALFORMED = (ValueError, EOFError, OSError, zipfile.BadZipFile, KeyError, TypeError, SyntaxError)
+MALFORMED = (
+    *(ValueError, EOFError, OSError, KeyError, IndexError, TypeError, SyntaxError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, tokenize.TokenError),
+)
+"""What NumPy and `zipfile` raise for damaged files; encrypted ones are a RuntimeError."""
 
 
 def is_plain(obj: Any) -> bool:
@@ -54,7 +60,7 @@ class NpyFormat(FileFormat):
         """Read the array; with `rows`, a slice, only those."""
         refuse_options(context, options, "rows")
         rows = options.get("rows")
-        with reading(context, *_MALFORMED):
+        with reading(context, *MALFORMED):
             if rows is None:
                 with source.open() as file:
                     return np.lib.format.read_array(file, allow_pickle=False)
@@ -90,7 +96,7 @@ class NpzFormat(FileFormat):
         """Read all arrays, or those that `names` lists."""
         refuse_options(context, options, "names")
         with (
-            reading(context, *_MALFORMED),
+            reading(context, *MALFORMED),
             source.open() as file,
             np.load(file, allow_pickle=False) as archive,
         ):

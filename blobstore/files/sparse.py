@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
+import zipfile
 from typing import Any, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 
 from blobstore.errors import DecodeError
-from blobstore.files.numpy import NpzFormat
+from blobstore.files.numpy import MALFORMED, write_npy
 from blobstore.files.options import reading, refuse_options
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
@@ -41,18 +41,18 @@ class SparseFormat(FileFormat):
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
         """Write the arrays it is made of."""
         stored = obj if obj.format in _ITS_OWN else obj.tocoo()
-        buffer = io.BytesIO()
-        sp.save_npz(buffer, stored, compressed=False)
-        with np.load(io.BytesIO(buffer.getbuffer()), allow_pickle=False) as archive:
-            parts = {name: archive[name] for name in archive.files}
+        path = sink.path()
+        with path.open("wb") as file:
+            sp.save_npz(file, stored, compressed=False)
         if stored is not obj:
-            parts[_FORMAT] = np.array(obj.format.encode())
-        NpzFormat().write(parts, sink, context)
+            info = zipfile.ZipInfo(f"{_FORMAT}.npy")
+            with zipfile.ZipFile(path, "a") as archive, archive.open(info, "w") as member:
+                write_npy(member, np.array(obj.format.encode()))
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read the matrix."""
         refuse_options(context, options)
-        with reading(context, ValueError, KeyError, OSError, EOFError), source.open() as file:
+        with reading(context, *MALFORMED), source.open() as file:
             loaded = sp.load_npz(file)
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:

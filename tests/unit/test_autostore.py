@@ -234,6 +234,119 @@ def test_a_dataclass_that_json_does_not_hold(store):
     assert store["s"] == Settings("a", [(1, 2)])
 
 
+@dataclasses.dataclass
+class Nested:
+    one: Inner | None
+    many: list[Inner]
+    named: dict[str, Inner]
+    derived: int = dataclasses.field(init=False, default=0)
+
+
+@dataclasses.dataclass
+class Loose:
+    many: list
+
+
+@dataclasses.dataclass
+class Counted:
+    count: int
+
+    def __post_init__(self):
+        self.count += 1
+
+
+@dataclasses.dataclass
+class Initial:
+    value: int
+    start: dataclasses.InitVar[int] = 0
+    needed: dataclasses.InitVar[int | None] = None
+
+    def __post_init__(self, start, needed):
+        if needed is None:
+            raise RuntimeError("needed")
+
+
+@dataclasses.dataclass
+class Named(dict):
+    name: str = ""
+
+
+def test_dataclasses_in_lists_dictionaries_and_unions(store):
+    value = Nested(Inner(0.1), [Inner(0.2)], {"a": Inner(0.3)})
+    value.derived = 7
+    store["k"] = value
+    assert files(store) == ["k.dataclass.json"]
+    assert store.load("k", cls=Nested) == value
+    store["k"] = Nested(None, [], {})
+    assert store.load("k", cls=Nested) == Nested(None, [], {})
+
+
+@pytest.mark.parametrize(
+    "value", [Loose([Inner()]), Counted(1), Initial(1, 2, 3), Loose([(1, 2)]), Named("x")]
+)
+def test_dataclasses_that_their_fields_do_not_give_back_go_to_pickle(store, value):
+    store["k"] = value
+    assert files(store) == ["k.pkl"]
+    back = store["k"]
+    assert type(back) is type(value)
+    assert vars(back) == vars(value)
+    with pytest.raises(StorageError):
+        store["k.dataclass.json"] = value
+
+
+def test_what_is_no_pydantic_model(store, tmp_path):
+    store["x"] = 1
+    (tmp_path / "data" / "m.pydantic.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match="pydantic model"):
+        store.load("m", cls=int)
+
+
+def test_an_index_is_not_dropped_silently(store):
+    frame = pd.DataFrame({"a": [1, 2, 3]})
+    store["t.csv"] = frame[frame["a"] > 1]
+    assert store.load("t", library="pandas")["a"].tolist() == [2, 3]
+    for index in (pd.Index(["x", "y", "z"]), pd.Index([1, 2, 3], name="n")):
+        with pytest.raises(StorageError, match="reset_index"):
+            store["t.csv"] = frame.set_index(index)
+    assert store.load("t", library="pandas")["a"].tolist() == [2, 3]
+
+
+def test_frames_that_csv_cannot_say(store):
+    pl = pytest.importorskip("polars")
+    with pytest.raises(StorageError, match=r"\.csv"):
+        store["t.csv"] = pl.DataFrame({"a": [[1], [2]]})
+
+
+@pytest.mark.parametrize("extension", [".npy", ".npz", ".sparse.npz", ".nc", ".parquet", ".pt"])
+def test_damage_anywhere_is_a_decode_error_or_harmless(store, tmp_path, extension):
+    if extension == ".sparse.npz":
+        value = pytest.importorskip("scipy.sparse").lil_array(np.eye(3))
+    elif extension == ".nc":
+        value = pytest.importorskip("xarray").Dataset({"a": ("x", np.ones(3))})
+    elif extension == ".pt":
+        value = pytest.importorskip("torch").ones(3)
+    else:
+        named = {".npz": {"a": np.ones(3)}, ".npy": np.ones(3)}
+        value = named.get(extension, pd.DataFrame({"a": [1]}))
+    store["k"] = value
+    path = tmp_path / "data" / f"k{extension}"
+    good, random = path.read_bytes(), np.random.default_rng(7)
+    for turn in range(120):
+        bad = bytearray(good)
+        for _ in range(3):
+            bad[random.integers(len(bad))] = random.integers(256)
+        path.write_bytes(bad[: random.integers(len(bad))] if turn % 2 else bad)
+        with contextlib.suppress(HandlerError):
+            store["k"]
+
+
+def test_patterns_that_are_none(store):
+    store["^a"], store["b"] = 1, 2
+    with pytest.raises(InvalidInputError, match="no pattern"):
+        list(store.list_files("[z-a]*"))
+    assert list(store.list_files("[^]a*")) == ["^a.json"]
+
+
 def test_pydantic(store):
     pydantic = pytest.importorskip("pydantic")
     Model = pydantic.create_model("Model", name=(str, ...), when=(datetime, ...))
