@@ -206,9 +206,10 @@ class Reader:
         handler = self._handlers.by_name(entry.handler)
         if handler.runs_code and self._policy.pickle == "deny":
             raise UntrustedTypeError(
-                f"{entry.key!r} is stored as a pickle, and the store was opened with "
-                "pickle='deny': open it with pickle='signed', which loads plain data and what you "
-                "stored yourself, or with 'allow' if you trust its writers",
+                f"{entry.key!r} is stored by the handler {entry.handler!r}, which runs code when it "
+                "reads, and the store was opened with pickle='deny': open it with pickle='signed', "
+                "which loads plain data and what you stored yourself, or with 'allow' if you trust "
+                "its writers",
                 key=entry.key,
             )
         return handler

@@ -65,7 +65,7 @@ class ImageHandler(Handler):
         ------
         UnsupportedTypeError
             Something in its `info` has no exact form as JSON, or is large; or the pixels cannot be
-            read.
+            read, or are so many that `read` would refuse them.
         """
         if not self.can_handle(obj):
             raise UnsupportedTypeError(f"{type(obj)!r} is no image")
@@ -74,6 +74,10 @@ class ImageHandler(Handler):
                 obj.load()
         except _MALFORMED as exc:
             raise UnsupportedTypeError(f"the image cannot be read: {exc}") from exc
+        try:
+            check_pixels(*obj.size)
+        except DecodeError as exc:  # `read` would refuse it; a pickle is signed, and has no limit
+            raise UnsupportedTypeError(str(exc)) from exc
         info = {
             "class": f"{type(obj).__module__}.{type(obj).__qualname__}",
             "mode": obj.mode,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blobstore import BlobStore, codecs, limits
-from blobstore.errors import ConfigError, DecodeError
+from blobstore.errors import ConfigError, DecodeError, UntrustedTypeError
 from blobstore.handlers.stream import open_stream, read_stream
 from blobstore.protocols import StoredPart
 from blobstore.streams import BytesSource
@@ -114,3 +114,16 @@ def test_a_table_beyond_the_machine_is_refused_and_read_in_parts(tmp_path, monke
         assert store.get("table", columns=["a"]).shape == (rows, 1)
         if kind != "pandas":
             assert store.get("table", rows=slice(0, 5)).shape == (5, 3)
+
+
+def test_an_image_of_too_many_pixels_loads_only_if_it_is_yours(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image").new("RGB", (200, 200), (1, 2, 3))
+    with BlobStore(tmp_path, signing_keys=[b"x" * 32]) as store:
+        store["before"] = image
+        monkeypatch.setattr(limits, "MAX_IMAGE_PIXELS", 10_000)
+        store["mine"] = image
+        assert store["mine"] == image
+        with pytest.raises(DecodeError, match="200 x 200 pixels"):
+            store["before"]
+    with BlobStore(tmp_path, signing_keys=[bytes(32)]) as store, pytest.raises(UntrustedTypeError):
+        store["mine"]
