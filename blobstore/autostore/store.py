@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mimetypes
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass, field
@@ -129,6 +130,12 @@ class AutoStore(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def clear(self) -> None:
+        """Delete all keys, without reading what they hold."""
+        for key in list(self):
+            with contextlib.suppress(StorageFileNotFoundError):  # somebody else was faster
+                del self[key]
 
     def put(self, key: Any, data: Any) -> str:
         """Store an object; the name of its file.

@@ -6,12 +6,13 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from blobstore.errors import DecodeError
+from blobstore.errors import DecodeError, InvalidInputError
 from blobstore.files.options import reading, refuse_options
+from blobstore.limits import MAX_DECOMPRESSED, allowed_growth
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import CHUNK, Sink, Source
 
@@ -19,8 +20,10 @@ _SUFFIX = ".npy"
 MALFORMED = (
     *(ValueError, EOFError, OSError, KeyError, IndexError, TypeError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, tokenize.TokenError),
+    *(OverflowError, MemoryError),
 )
-"""What NumPy and `zipfile` raise for damaged files; encrypted ones are a RuntimeError."""
+"""What NumPy and `zipfile` raise for damaged files; encrypted ones are a RuntimeError, and shapes
+beyond all memory the last two."""
 
 
 def is_plain(obj: Any) -> bool:
@@ -60,6 +63,8 @@ class NpyFormat(FileFormat):
         """Read the array; with `rows`, a slice, only those."""
         refuse_options(context, options, "rows")
         rows = options.get("rows")
+        if not isinstance(rows, slice | None):
+            raise InvalidInputError(f"rows must be a slice, not {rows!r}", key=context.key)
         with reading(context, *MALFORMED):
             if rows is None:
                 with source.open() as file:
@@ -95,15 +100,31 @@ class NpzFormat(FileFormat):
     def read(self, source: Source, context: FileContext, **options: Any) -> dict[str, Any]:
         """Read all arrays, or those that `names` lists."""
         refuse_options(context, options, "names")
-        with (
-            reading(context, *MALFORMED),
-            source.open() as file,
-            np.load(file, allow_pickle=False) as archive,
-        ):
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DecodeError(f"{context.key!r} is no zip of arrays", key=context.key)
-            names = options.get("names")
-            return {name: archive[name] for name in (archive.files if names is None else names)}
+        with reading(context, *MALFORMED), source.open() as file:
+            check_growth(file, source.size, context)
+            with np.load(file, allow_pickle=False) as archive:
+                names = options.get("names")
+                return {name: archive[name] for name in (archive.files if names is None else names)}
+
+
+def check_growth(file: BinaryIO, size: int, context: FileContext) -> None:
+    """Refuse what is no zip file, or a small one whose arrays would fill the memory.
+
+    Raises
+    ------
+    DecodeError
+    """
+    if not zipfile.is_zipfile(file):
+        raise DecodeError(f"{context.key!r} is no zip of arrays", key=context.key)
+    limit = allowed_growth(size, MAX_DECOMPRESSED)
+    with zipfile.ZipFile(file) as archive:  # which reads no more of a member than this says
+        if sum(member.file_size for member in archive.infolist()) > limit:
+            raise DecodeError(
+                f"{context.key!r} grows to more than {limit} bytes when it is decompressed, as an "
+                "attack on memory would. If it is what you expect, read it by numpy.load",
+                key=context.key,
+            )
+    file.seek(0)
 
 
 def _is_member(name: str) -> bool:

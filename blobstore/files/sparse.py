@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from blobstore.errors import DecodeError
-from blobstore.files.numpy import MALFORMED, write_npy
+from blobstore.files.numpy import MALFORMED, check_growth, write_npy
 from blobstore.files.options import reading, refuse_options
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
@@ -53,6 +53,7 @@ class SparseFormat(FileFormat):
         """Read the matrix."""
         refuse_options(context, options)
         with reading(context, *MALFORMED), source.open() as file:
+            check_growth(file, source.size, context)
             loaded = sp.load_npz(file)
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:

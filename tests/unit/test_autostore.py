@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import math
 import pickle
@@ -338,6 +339,47 @@ def test_damage_anywhere_is_a_decode_error_or_harmless(store, tmp_path, extensio
         path.write_bytes(bad[: random.integers(len(bad))] if turn % 2 else bad)
         with contextlib.suppress(HandlerError):
             store["k"]
+
+
+def _header(shape):
+    file = io.BytesIO()
+    head = {"descr": "<f8", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, head)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("length", [10**15, 10**25])
+def test_arrays_beyond_all_memory(store, tmp_path, length):
+    store["x"] = 1
+    (tmp_path / "data" / "a.npy").write_bytes(_header((length,)) + bytes(24))
+    with pytest.raises(DecodeError):
+        store["a"]
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.sparse.npz"])
+def test_arrays_that_grow_too_much(store, tmp_path, monkeypatch, name):
+    pytest.importorskip("scipy")
+    monkeypatch.setattr("blobstore.files.numpy.MAX_DECOMPRESSED", 1 << 20)
+    store["x"] = 1
+    np.savez_compressed(tmp_path / "data" / "b.npz", a=np.zeros(1 << 16))
+    assert store["b"]["a"].nbytes == 1 << 19
+    np.savez_compressed(tmp_path / "data" / "big.npz", a=np.zeros(1 << 20))
+    (tmp_path / "data" / "big.npz").rename(tmp_path / "data" / name)
+    with pytest.raises(DecodeError, match="attack on memory"):
+        store["a"]
+
+
+def test_rows_are_a_slice(store):
+    store["a"] = np.ones(3)
+    with pytest.raises(InvalidInputError, match="slice"):
+        store.load("a", rows="abc")
+
+
+def test_clearing_reads_nothing(store, tmp_path):
+    store["a"], store["b/c"] = 1, "text"
+    (tmp_path / "data" / "theirs.pkl").write_bytes(b"damaged")
+    store.clear()
+    assert files(store) == []
 
 
 def test_patterns_that_are_none(store):
