@@ -33,7 +33,7 @@ def find_trusted(module: str, path: str, trust: Trust) -> Any:
     >>> find_trusted("json.tool", "argparse.ArgumentParser", trust)
     Traceback (most recent call last):
     ...
-    blobstore.errors.UntrustedTypeError: it needs json.tool.argparse.ArgumentParser, whose code ...
+    blobstore.errors.UntrustedTypeError: it needs json.tool.argparse.ArgumentParser, whose code would run, and its entry is not trusted: it was read without asking who wrote it. If you know who wrote it: get their signing key (BLOBSTORE_SIGNING_KEY, or a line in the key file); or name the type, trusted_types=['json.tool.argparse.ArgumentParser']; or open the store with pickle='allow', which runs whatever is in it
     """
     full = f"{module}.{path}"
     trust.require(full)
