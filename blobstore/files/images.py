@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from blobstore.errors import UnsupportedTypeError
+from blobstore.errors import StorageError, UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
 from blobstore.limits import check_pixels
 from blobstore.protocols.file_format import FileContext, FileFormat
@@ -46,7 +46,20 @@ class ImageFormat(FileFormat):
         return isinstance(obj, Image.Image)
 
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
-        """Write the picture in the format of the extension."""
+        """Write the picture in the format of the extension.
+
+        Raises
+        ------
+        StorageError
+            It has several frames, of which all but one would be lost, in a pickle too.
+        """
+        frames = getattr(obj, "n_frames", 1)
+        if frames > 1 and obj.format != "MPO":  # a photograph, whose second picture is a helper
+            raise StorageError(
+                f"{context.key!r}: a picture of {frames} frames, of which only one would be kept: "
+                "store the bytes of its file, or a copy() of the frame that you mean",
+                key=context.key,
+            )
         if context.extension == ".png" and obj.mode not in _EXACT_IN_PNG:
             raise UnsupportedTypeError(
                 f"{context.key!r}: PNG does not hold a picture of the mode {obj.mode!r}: convert it, "

@@ -382,6 +382,19 @@ def test_clearing_reads_nothing(store, tmp_path):
     assert files(store) == []
 
 
+def test_frames_of_a_picture_are_not_lost_silently(store, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    one, two = image.new("L", (4, 4)), image.new("L", (4, 4), 200)
+    one.save(tmp_path / "moving.gif", save_all=True, append_images=[two])
+    with image.open(tmp_path / "moving.gif") as moving:
+        with pytest.raises(StorageError, match="2 frames"):
+            store["k"] = moving
+        with pytest.raises(StorageError, match="2 frames"):
+            store["k.gif"] = moving
+        store["k"] = moving.copy()
+    assert files(store) == ["k.png"]
+
+
 def test_patterns_that_are_none(store):
     store["^a"], store["b"] = 1, 2
     with pytest.raises(InvalidInputError, match="no pattern"):
