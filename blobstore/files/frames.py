@@ -17,6 +17,9 @@ _OPTIONS = WriteOptions("zstd", 3)
 _PANDAS = ("pandas.DataFrame", "pandas.core.frame.DataFrame")
 _PANDAS_SERIES = ("pandas.Series", "pandas.core.series.Series")
 _POLARS = ("polars.dataframe.frame.DataFrame", "polars.lazyframe.frame.LazyFrame")
+_ARROW = ("pyarrow.lib.Table",)
+_BY_ARROW = b"blobstore.arrow"
+"""Notes in the metadata of a schema that it was a table of pyarrow."""
 _LIBRARIES = ("polars", "pandas", "pyarrow")
 
 
@@ -43,7 +46,7 @@ def _wanted_library(options: dict[str, Any], default: str) -> str:
 
 
 class ParquetFormat(FileFormat):
-    """Frames of pandas and polars; whatever Parquet does not hold exactly is left to others.
+    """Frames of pandas and polars, tables of pyarrow; whatever Parquet does not hold exactly is left to others.
 
     ``columns=[...]`` reads only those; ``lazy=True`` gives a LazyFrame, ``library="pandas"``,
     "polars" or "pyarrow" a table of that library.
@@ -52,10 +55,10 @@ class ParquetFormat(FileFormat):
     name = "parquet"
     extensions = (".parquet", ".pq")
     priority = 70
-    type_names: ClassVar[tuple[str, ...]] = (*_PANDAS, *_PANDAS_SERIES, *_POLARS)
+    type_names: ClassVar[tuple[str, ...]] = (*_PANDAS, *_PANDAS_SERIES, *_POLARS, *_ARROW)
 
     def can_handle(self, obj: Any) -> bool:
-        """Frames, and series of pandas."""
+        """Frames, tables, and series of pandas."""
         cls = type(obj)
         return f"{cls.__module__}.{cls.__qualname__}" in self.type_names
 
@@ -67,7 +70,10 @@ class ParquetFormat(FileFormat):
         UnsupportedTypeError
             The frame would not come back as it is.
         """
-        handler = handler_classes.get(library_of(obj))()
+        library = library_of(obj)
+        if library == "pyarrow":
+            obj = obj.replace_schema_metadata({**(obj.schema.metadata or {}), _BY_ARROW: b"1"})
+        handler = handler_classes.get("arrow" if library == "pyarrow" else library)()
         (part,) = handler.plan(obj, _OPTIONS).parts
         if not part.encoding().extension.startswith(".parquet"):
             raise UnsupportedTypeError(f"{context.key!r}: Parquet does not hold this frame exactly")
@@ -85,6 +91,8 @@ class ParquetFormat(FileFormat):
             footer = metadata.metadata or {}
             by_us, by_pandas = b"blobstore" in footer, b"pandas" in footer
             default = "pandas" if by_us or by_pandas else usual_library()
+            if _BY_ARROW in footer:
+                default = "pyarrow"
             lazy = bool(options.pop("lazy", False))
             library = _wanted_library(options, "polars" if lazy else default)
             if library == "pandas" and by_us:
@@ -92,8 +100,20 @@ class ParquetFormat(FileFormat):
             if library == "polars":
                 info = {"kind": "lazy" if lazy else "frame", "rows": metadata.num_rows}
                 return _by_handler("polars", source, info, options)
-            with source.open() as file:
-                table = pq.read_table(file, columns=options.get("columns"))
+            columns = options.get("columns")
+            with source.open() as file, pq.ParquetFile(file) as parquet:
+                known = parquet.schema_arrow.names
+                for column in columns or ():
+                    if column not in known:
+                        raise InvalidInputError(
+                            f"there is no column {column!r}: there are {', '.join(known)}",
+                            key=context.key,
+                        )
+                table = parquet.read(columns)
+            if columns is not None:
+                table = table.select(columns)
+            notes = {k: v for k, v in (table.schema.metadata or {}).items() if k != _BY_ARROW}
+            table = table.replace_schema_metadata(notes or None)
             return table if library == "pyarrow" else table.to_pandas()
 
 

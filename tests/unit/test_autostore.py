@@ -395,6 +395,28 @@ def test_frames_of_a_picture_are_not_lost_silently(store, tmp_path):
     assert files(store) == ["k.png"]
 
 
+def test_arrow_tables(store, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"a": pa.array([1, None], pa.int16()), "b": pa.array(["x", "y"])})
+    for value in (table, table.replace_schema_metadata({"by": "me"}), table.slice(0, 0)):
+        store["k"] = value
+        assert files(store) == ["k.parquet"]
+        back = store["k"]
+        assert type(back) is pa.Table
+        assert back.equals(value)
+        assert back.schema.equals(value.schema, check_metadata=True)
+    store["k"] = table
+    assert store.load("k", columns=["b"]).equals(table.select(["b"]))
+    assert isinstance(store.load("k", library="pandas"), pd.DataFrame)
+    store["k"] = pa.table({"a": pa.array(["x", "x"]).dictionary_encode()})
+    assert files(store) == ["k.pkl"]  # Parquet would number the values anew
+    pq.write_table(table, tmp_path / "data" / "theirs.parquet")
+    with pytest.raises(InvalidInputError, match="no column 'zz'"):
+        store.load("theirs", columns=["zz"], library="pyarrow")
+
+
 def test_patterns_that_are_none(store):
     store["^a"], store["b"] = 1, 2
     with pytest.raises(InvalidInputError, match="no pattern"):
