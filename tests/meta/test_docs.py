@@ -122,7 +122,7 @@ def test_links_to_files_of_the_repository_work(page):
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples_hold(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if name.endswith(".torch"):
+    if name.endswith((".torch", ".safetensors")):
         pytest.importorskip("torch", reason="PyTorch is not part of the extra 'test'")
     module = importlib.import_module(name)
     result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)

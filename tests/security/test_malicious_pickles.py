@@ -41,6 +41,7 @@ def test_the_attack_works_on_plain_pickle(name):
                 kept.wait()
             elif hasattr(kept, "read"):
                 kept.read()
+                kept.close()  # which waits for the process, that would else be found unclosed later
         except Exception:
             pass  # what counts is what happened before
         finally:
