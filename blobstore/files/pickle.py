@@ -10,7 +10,7 @@ from blobstore.files.options import refuse_options
 from blobstore.files.trust import FileTrust, new_hasher, without_signature
 from blobstore.handlers.unpickling import load_untrusted
 from blobstore.protocols.file_format import FileContext, FileFormat
-from blobstore.streams import BytesSource, Sink, Source
+from blobstore.streams import Buffer, BytesSource, Hasher, Sink, Source
 
 _PROTOCOL = 5
 _REFUSALS = (
@@ -45,8 +45,10 @@ class PickleFormat(FileFormat):
         """
         trust = FileTrust.of(context)
         trust.check_allowed(context.key, "a pickle")
+        hasher = new_hasher()
         try:
-            data = pickle.dumps(obj, protocol=_PROTOCOL)
+            # Written as it is made, so that a large array is not held twice.
+            pickle.Pickler(_Hashed(sink, hasher), protocol=_PROTOCOL).dump(obj)
         except _REFUSALS as exc:
             cls = type(obj)
             raise UnsupportedTypeError(
@@ -54,9 +56,6 @@ class PickleFormat(FileFormat):
                 f"stored: {exc}. Store what it is made of, or register a handler for it",
                 key=context.key,
             ) from exc
-        hasher = new_hasher()
-        hasher.update(data)
-        sink.write(data)
         sink.write(trust.signature(context.key, hasher.hexdigest()))
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
@@ -83,3 +82,17 @@ class PickleFormat(FileFormat):
             raise DecodeError(
                 f"{context.key!r} cannot be unpickled: {exc!r}", key=context.key
             ) from exc
+
+
+class _Hashed:
+    """A file as far as pickle writes to one."""
+
+    def __init__(self, sink: Sink, hasher: Hasher) -> None:
+        self._sink = sink
+        self._hasher = hasher
+
+    def write(self, data: Buffer | pickle.PickleBuffer) -> int:
+        if isinstance(data, pickle.PickleBuffer):  # of a large array
+            data = data.raw()
+        self._hasher.update(data)
+        return self._sink.write(data)

@@ -417,6 +417,27 @@ def test_arrow_tables(store, tmp_path):
         store.load("theirs", columns=["zz"], library="pyarrow")
 
 
+def test_a_pickle_of_large_arrays_is_not_held_twice(store):
+    import tracemalloc
+
+    value = ("no dictionary", np.arange(1 << 22), b"x" * (1 << 22))
+    store["warm"] = (1,)
+    tracemalloc.start()
+    try:
+        store["k"] = value
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 22
+    back = store["k"]
+    assert back[0] == value[0]
+    assert back[2] == value[2]
+    np.testing.assert_array_equal(back[1], value[1])
+    store["k"] = value = (np.asfortranarray(np.arange(1 << 16).reshape(256, 256)), None)
+    np.testing.assert_array_equal(store["k"][0], value[0])
+    assert store["k"][0].flags.f_contiguous
+
+
 def test_patterns_that_are_none(store):
     store["^a"], store["b"] = 1, 2
     with pytest.raises(InvalidInputError, match="no pattern"):
