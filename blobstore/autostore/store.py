@@ -165,7 +165,12 @@ class AutoStore(MutableMapping[Any, Any]):
         else:
             name = self._write_somehow(stem, data)
         # Only those that were there before: what another writer stores meanwhile is not lost.
-        self._objects.delete_many([twin for twin in before if twin != name])
+        stale = [twin for twin in before if twin != name]
+        self._objects.delete_many(stale)
+        if stale and not self._twins(stem):
+            # Another writer took our file for stale as we took its: one of them is to stay, and
+            # whoever deletes last sees that there is none.
+            return self.put(key, data)
         return name
 
     def load(self, key: Any, **options: Any) -> Any:
@@ -277,7 +282,10 @@ class AutoStore(MutableMapping[Any, Any]):
             signed = extension in SIGNED and self._trust.copy(self._objects, name, made)
             if not signed:
                 self._objects.copy(name, made)
-            self._objects.delete_many([twin for twin in before if twin not in (made, name)])
+            stale = [twin for twin in before if twin not in (made, name)]
+            self._objects.delete_many(stale)
+            if stale and not self._twins(stem):  # as in put
+                return self._copy_file(source, name, target)
         return name, made
 
     # --- handlers, backends, cache ---

@@ -173,7 +173,12 @@ class CsvFormat(FileFormat):
         if library == "polars":
             pl = load_module("polars")
             with reading(context, pl.exceptions.PolarsError, OSError), source.open() as file:
-                read = pl.read_csv(file, columns=columns, separator=separator)
+                try:
+                    read = pl.read_csv(file, columns=columns, separator=separator)
+                except pl.exceptions.ColumnNotFoundError as exc:
+                    raise InvalidInputError(
+                        f"{context.key!r} has not all of the columns {columns!r}", key=context.key
+                    ) from exc
                 return read.lazy() if lazy else read
         import pandas as pd
 

@@ -104,6 +104,11 @@ class NpzFormat(FileFormat):
             check_growth(file, source.size, context)
             with np.load(file, allow_pickle=False) as archive:
                 names = options.get("names")
+                if unknown := set(names or ()) - set(archive.files):
+                    raise InvalidInputError(
+                        f"there is no array {min(unknown)!r}: there are {', '.join(archive.files)}",
+                        key=context.key,
+                    )
                 return {name: archive[name] for name in (archive.files if names is None else names)}
 
 

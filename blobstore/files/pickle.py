@@ -13,14 +13,6 @@ from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Buffer, BytesSource, Hasher, Sink, Source
 
 _PROTOCOL = 5
-_REFUSALS = (
-    pickle.PicklingError,
-    TypeError,
-    AttributeError,
-    RecursionError,
-    NotImplementedError,
-    ValueError,
-)
 
 
 class PickleFormat(FileFormat):
@@ -49,7 +41,10 @@ class PickleFormat(FileFormat):
         try:
             # Written as it is made, so that a large array is not held twice.
             pickle.Pickler(_Hashed(sink, hasher), protocol=_PROTOCOL).dump(obj)
-        except _REFUSALS as exc:
+        except (BlobStoreError, OSError, MemoryError):
+            raise
+        except Exception as exc:
+            # The object's class says by code of its own what is pickled, which may raise anything.
             cls = type(obj)
             raise UnsupportedTypeError(
                 f"{context.key!r}: an object of type {cls.__module__}.{cls.__qualname__} cannot be "
@@ -61,9 +56,8 @@ class PickleFormat(FileFormat):
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Load the object: any, if it is the reader's own, else plain values and trusted types."""
         refuse_options(context, options)
-        data = (
-            source.read()
-        )  # once: what is unpickled is what was checked, whoever writes meanwhile
+        # Read once: what is unpickled is what was checked, whoever writes meanwhile.
+        data = source.read()
         trust = FileTrust.of(context).trust_in(BytesSource(data), context.key)
         try:
             if trust.everything:

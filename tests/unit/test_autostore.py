@@ -438,6 +438,52 @@ def test_a_pickle_of_large_arrays_is_not_held_twice(store):
     assert store["k"][0].flags.f_contiguous
 
 
+def test_names_that_are_not_there(store):
+    pl = pytest.importorskip("polars")
+    store["t.csv"], store["z"] = pl.DataFrame({"a": [1]}), {"a": np.ones(1)}
+    with pytest.raises(InvalidInputError, match="no array 'b'"):
+        store.load("z", names=["b"])
+    with pytest.raises(InvalidInputError, match="columns"):
+        store.load("t", columns=["b"], library="polars")
+
+
+class Unwilling:
+    def __reduce__(self):
+        raise RuntimeError("not me")
+
+
+def test_an_object_that_refuses_to_be_pickled(store):
+    store["k"] = 1
+    with pytest.raises(UnsupportedTypeError, match="not me"):
+        store["k"] = Unwilling()
+    assert store["k"] == 1
+
+
+class _TakenForStale(DictStore):
+    """In which another writer deletes `victim`, its twin, just when its own file is deleted."""
+
+    victim = ""
+
+    def delete_many(self, keys):
+        keys, victim = list(keys), self.victim
+        self.victim = ""
+        return super().delete_many([*keys, victim] if keys and victim else keys)
+
+
+@pytest.mark.parametrize("how", ["put", "copy"])
+def test_two_writers_that_delete_the_file_of_each_other_leave_one(how):
+    objects = _TakenForStale()
+    store = AutoStore(objects)
+    store["k"], store["other"] = "theirs", {"mine": 1}
+    objects.victim = "k.json"
+    if how == "put":
+        store["k"] = {"mine": 1}
+    else:
+        store.copy("other", "k")
+    assert objects.victim == ""
+    assert store["k"] == {"mine": 1}
+
+
 def test_patterns_that_are_none(store):
     store["^a"], store["b"] = 1, 2
     with pytest.raises(InvalidInputError, match="no pattern"):
