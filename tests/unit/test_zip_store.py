@@ -1544,3 +1544,22 @@ def test_an_object_that_is_replaced_is_never_absent(store):
     view.members = dict(view.members)
     store.delete_many(["d/a", "d/b"])
     store.put("d", b"no folder any more")
+
+
+def test_a_record_cut_short_behind_a_directory_is_removed_by_whoever_closes(tmp_path):
+    """Other programs look for the directory at the end of the file."""
+    path = tmp_path / "z.zip"
+    with ZipStore(path) as store:
+        store.put("a", b"1")
+    with ZipStore(path, compression="stored") as store:
+        store.put("b", bytes(200_000))
+        store._file.dirty = False  # as if it was killed
+        store._finish.detach()
+    os.truncate(path, path.stat().st_size - 100_000)
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.ZipFile(path)
+    with ZipStore(path) as reader:
+        assert reader.get("a") == b"1"
+        assert not reader.exists("b")
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("a") == b"1"

@@ -79,8 +79,8 @@ class View:
 
     @property
     def clean(self) -> bool:
-        """Whether other programs see all that is there."""
-        return self.foreign or self.end == self.directory_end
+        """Whether other programs see all that is there, and nothing of a record that was cut short."""
+        return self.foreign or (self.end == self.directory_end and self.handle.size() <= self.end)
 
     @property
     def garbage(self) -> int:
