@@ -1043,6 +1043,21 @@ def test_backends_by_scheme(tmp_path):
         AutoStore("mine://sub")
 
 
+def test_a_backend_may_be_a_class_of_object_stores(tmp_path):
+    class Mine(FilesystemStore):
+        @classmethod
+        def from_url(cls, url):
+            return cls(tmp_path / url.partition("://")[2])
+
+    AutoStore.register_backend("mine", Mine)
+    try:
+        with AutoStore("mine://sub") as store:
+            store["a"] = 1
+    finally:
+        AutoStore.unregister_backend("mine")
+    assert (tmp_path / "sub" / "a.json").exists()
+
+
 # --- trust --------------------------------------------------------------------------------------------
 
 
