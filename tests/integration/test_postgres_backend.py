@@ -424,7 +424,11 @@ def test_writers_of_different_keys_do_not_wait(backend, other, monkeypatch):
 
 
 def test_a_deadlock_is_resolved(backend, other):
-    """The server ends one of the two transactions, which is done again."""
+    """The server ends one of the two transactions, which is done again.
+
+    The one that is done again may take its first row before the one that waited for it wakes:
+    then they meet once more.
+    """
     put(backend, "a")
     put(backend, "b")
     barrier = threading.Barrier(2)
@@ -444,7 +448,7 @@ def test_a_deadlock_is_resolved(backend, other):
         futures = [pool.submit(work, backend, "ab"), pool.submit(work, other, "ba")]
         for future in futures:
             future.result()
-    assert len(attempts) == 3
+    assert len(attempts) > 2
 
 
 @pytest.fixture
