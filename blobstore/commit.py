@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from blobstore import digest as digests
-from blobstore import keys
+from blobstore import keys, limits
 from blobstore.entry import Blob, Entry, EntryDraft, Part, now_us
 from blobstore.errors import (
     BlobStoreError,
@@ -177,19 +177,20 @@ class Committer:
     def _find_kept(self, staged: Sequence[_Staged]) -> dict[str, Entry]:
         """Entries under generated keys that stay as they are.
 
-        One that may run code, but is not signed by us, does not: what is stored now has to load.
+        One that should be signed, but is not by us, does not: what is stored now has to load.
         """
         kept = self._index.get_many(item.key for item in staged if item.request.keeps)
         for item in staged:
             entry = kept.get(item.key) if item.request.keeps else None
             item.unvouched = None
-            if entry is not None and not self._vouched(entry):
+            if entry is not None and not self._vouched(entry, item.planned):
                 item.unvouched = entry
                 del kept[item.key]
         return kept
 
-    def _vouched(self, entry: Entry) -> bool:
-        if self._signer is None or not self._handlers.by_name(entry.handler).runs_code:
+    def _vouched(self, entry: Entry, planned: Planned) -> bool:
+        runs_code = self._handlers.by_name(entry.handler).runs_code
+        if self._signer is None or not (runs_code or _needs_signature(planned)):
             return True
         return self._signer.doubt(entry) is None or not self._signer.can_sign()
 
@@ -363,12 +364,12 @@ class Committer:
         payload = sink.content
         if len(payload) > self._policy.options.inline_max_bytes:
             return None
-        hasher = digests.new_checksum(executable=planned.executable)
+        hasher = digests.new_checksum(executable=_needs_proof(planned))
         hasher.update(payload)
         blob = Blob(
             location="",
             size=len(payload),
-            checksum=digests.checksum_text(hasher, executable=planned.executable),
+            checksum=digests.checksum_text(hasher, executable=_needs_proof(planned)),
             codec=planned.encoding().codec,
             handler=planned.handler,
             format_version=planned.format_version,
@@ -398,7 +399,7 @@ class Committer:
         )
         if self._announces:
             self._index.announce([blob._replace(state="pending")])
-        hasher = digests.new_checksum(executable=planned.executable)
+        hasher = digests.new_checksum(executable=_needs_proof(planned))
         inner = self._objects.writer(wanted, size_hint=planned.size_hint)
         with HashingSink(inner, hasher) as sink:
             planned.write(sink)
@@ -408,7 +409,7 @@ class Committer:
             # The store chose the place: only the few steps since then are not covered.
             self._index.announce([blob._replace(location=location, state="pending")])
             self._index.forget(self._index.condemn([wanted], now_us()))
-        checksum = digests.checksum_text(hasher, executable=planned.executable)
+        checksum = digests.checksum_text(hasher, executable=_needs_proof(planned))
         blob = blob._replace(location=location, size=sink.size, checksum=checksum)
         if planned.executable and self._policy.digest and i not in staged.unshared:
             blob = blob._replace(digest=self._executable_digest(planned, blob.codec, checksum))
@@ -454,7 +455,7 @@ class Committer:
             expected = staged.unvouched or "absent"
             if staged.unvouched is not None:
                 draft = draft._replace(metadata_text=staged.unvouched.metadata_text)
-        if handler.runs_code and self._signer is not None:
+        if self._signer is not None and _needs_signature(staged.planned):
             draft = EntryDraft(*draft[:-1], self._signer.sign(draft, draft.key, commit_id))
         return Put(draft, frozenset(staged.reused), expected)
 
@@ -531,6 +532,20 @@ class Committer:
         deleted, self._deleted = self._deleted, []
         if deleted:
             self._index.forget(deleted)
+
+
+def _needs_signature(planned: Planned) -> bool:
+    """Whether only its signature makes an entry load: it may run code, or shrank to little."""
+    return planned.handler.runs_code or any(_is_large(part) for part in planned.plan.parts)
+
+
+def _needs_proof(part: PlannedPart) -> bool:
+    """Whether nobody may be able to make other bytes with the checksum of a part."""
+    return part.executable or _is_large(part)
+
+
+def _is_large(part: PlannedPart) -> bool:
+    return part.size_hint >= limits.SIGNED_FROM
 
 
 def _info_text(planned: Planned) -> str:

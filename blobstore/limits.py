@@ -10,14 +10,23 @@ from __future__ import annotations
 
 import functools
 import os
+import zipfile
+from typing import BinaryIO
 
 from blobstore.errors import ConfigError, DecodeError
 
 MAX_DECOMPRESSED = 1 << 30
 """Bytes that any stream may grow to, unless a store was opened with another limit."""
 
+SIGNED_FROM = MAX_DECOMPRESSED // 4
+"""Bytes in memory from which on all that is stored is signed, so that its writer can read it again
+whatever it shrank to."""
+
 MAX_RATIO = 256
 """Times its stored size that a stream may always grow."""
+
+UNLIMITED = 1 << 62
+"""A limit of bytes that nothing reaches: of what the reader wrote itself, or trusts."""
 
 MAX_IMAGE_PIXELS = 178_956_970
 """Pixels of an image that is opened without asking (Pillow's own limit, as an error)."""
@@ -52,6 +61,32 @@ def bomb(what: str, limit: int) -> DecodeError:
         f"{what} grows to more than {limit} bytes when it is decompressed, as an attack on memory "
         "would. If it is what you expect, open the store with a larger max_decompressed_bytes"
     )
+
+
+def check_archive(file: BinaryIO, limit: int, what: str) -> None:
+    """Refuse a zip file whose members come to more than `limit` bytes.
+
+    Parameters
+    ----------
+    file : file
+        Seekable; left at its start.
+    limit : int
+    what : str
+        For the message.
+
+    Raises
+    ------
+    DecodeError
+    zipfile.BadZipFile
+
+    Notes
+    -----
+    It goes by the directory of the file, which is what bounds those who read the members, too.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if sum(member.file_size for member in archive.infolist()) > limit:
+            raise bomb(what, limit)
+    file.seek(0)
 
 
 def check_allocation(size: int, what: str) -> None:

@@ -28,7 +28,7 @@ from blobstore.errors import (
     UnavailableError,
     UntrustedTypeError,
 )
-from blobstore.limits import MAX_DECOMPRESSED
+from blobstore.limits import MAX_DECOMPRESSED, UNLIMITED
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, StoredPart
 from blobstore.registry import HandlerSet
 from blobstore.signing import Signer
@@ -50,7 +50,7 @@ _ATTEMPTS = 10
 
 _SIGNED = Trust(everything=True, reason="")
 _SIGNED_DATA = Trust(
-    reason="its checksum is no proof against being altered on purpose", max_decompressed=1 << 62
+    reason="its checksum is no proof against being altered on purpose", max_decompressed=UNLIMITED
 )
 """Of a part of a signed entry whose checksum is not cryptographic: arrays, which run no code."""
 
@@ -171,7 +171,14 @@ class Reader:
             handler = self._handler(current)
             with contextlib.suppress(_SupersededError), self._opened(current) as sources:
                 parts = _Parts(
-                    (part.name, _stored(part, self._checking(current, part, source), self._plain))
+                    (
+                        part.name,
+                        _stored(
+                            part,
+                            self._checking(current, part, source),
+                            self._trust(current, handler),
+                        ),
+                    )
                     for part, source in zip(current.parts, sources, strict=True)
                 )
                 with _reading(current):
@@ -216,7 +223,7 @@ class Reader:
 
     def _trust(self, entry: Entry, handler: Handler) -> Trust:
         """What the bytes of an entry may do."""
-        if not handler.runs_code or self._plain is EVERYTHING:
+        if self._plain is EVERYTHING or not (handler.runs_code or entry.signature):
             return self._plain
         signer = self._signer
         doubt = "there is no key to check it with" if signer is None else signer.doubt(entry)

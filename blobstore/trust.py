@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from blobstore.errors import ConfigError, UntrustedTypeError
-from blobstore.limits import MAX_DECOMPRESSED
+from blobstore.limits import MAX_DECOMPRESSED, UNLIMITED, allowed_growth
 
 _CLOSED_TEXT = """
     __builtin__ _codecs _ctypes _frozen_importlib _frozen_importlib_external _imp _interpreters _io
@@ -151,6 +151,16 @@ class Trust:
     def allows(self, name: str) -> bool:
         """Whether the bytes may have the type ``module.qualname`` imported and made."""
         return self.everything or self.types.match(name)
+
+    def growth_limit(self, stored: int) -> int:
+        """How many bytes `stored` bytes may become when they are decompressed.
+
+        Examples
+        --------
+        >>> Trust(max_decompressed=1000).growth_limit(10), EVERYTHING.growth_limit(10) == UNLIMITED
+        (2560, True)
+        """
+        return UNLIMITED if self.everything else allowed_growth(stored, self.max_decompressed)
 
     def require(self, name: str) -> None:
         """Insist on `allows`.

@@ -24,6 +24,7 @@ from blobstore.errors import (
 )
 from blobstore.files.adapter import DataHandler
 from blobstore.files.trust import SIGNED, FileTrust
+from blobstore.limits import MAX_DECOMPRESSED
 from blobstore.protocols.file_format import FileContext, FileFormat
 
 T = TypeVar("T")
@@ -80,6 +81,9 @@ class AutoStore(MutableMapping[Any, Any]):
         Patterns of type names that any pickle here may name.
     signing_keys : optional
         In place of the keys of the user; see `BlobStore`.
+    max_decompressed_bytes : int
+        A compressed file may grow to so many bytes, or to 256 times its size, whichever is more;
+        beyond that it is refused as an attack on memory. ``pickle="allow"`` lifts the limit.
 
     Raises
     ------
@@ -104,8 +108,9 @@ class AutoStore(MutableMapping[Any, Any]):
         pickle: str = "signed",
         trusted_types: Iterable[str] = (),
         signing_keys: Any = None,
+        max_decompressed_bytes: int = MAX_DECOMPRESSED,
     ) -> None:
-        self._trust = FileTrust(pickle, trusted_types, signing_keys)
+        self._trust = FileTrust(pickle, trusted_types, signing_keys, max_decompressed_bytes)
         self._formats = Formats()
         self._objects, self._owned = schemes.open_objects(storage_uri, config)
         self._closed = False

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from blobstore.errors import InvalidInputError, UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
+from blobstore.files.trust import FileTrust, growth_limit
 from blobstore.protocols import Handler, StoredPart, WriteOptions
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.registry import handler_classes, load_module
@@ -84,6 +85,8 @@ class ParquetFormat(FileFormat):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from blobstore.handlers.parquet_growth import check_growth
+
         refuse_options(context, options, "columns", "lazy", "library")
         with reading(context, pa.ArrowException, OSError, ValueError, KeyError):
             with source.open() as file:
@@ -96,10 +99,10 @@ class ParquetFormat(FileFormat):
             lazy = bool(options.pop("lazy", False))
             library = _wanted_library(options, "polars" if lazy else default)
             if library == "pandas" and by_us:
-                return _by_handler("pandas", source, {}, options)
+                return _by_handler("pandas", source, context, {}, options)
             if library == "polars":
                 info = {"kind": "lazy" if lazy else "frame", "rows": metadata.num_rows}
-                return _by_handler("polars", source, info, options)
+                return _by_handler("polars", source, context, info, options)
             columns = options.get("columns")
             with source.open() as file, pq.ParquetFile(file) as parquet:
                 known = parquet.schema_arrow.names
@@ -109,6 +112,8 @@ class ParquetFormat(FileFormat):
                             f"there is no column {column!r}: there are {', '.join(known)}",
                             key=context.key,
                         )
+                groups = range(parquet.num_row_groups)
+                check_growth(parquet, file, groups, columns, growth_limit(context, source.size))
                 table = parquet.read(columns)
             if columns is not None:
                 table = table.select(columns)
@@ -117,9 +122,16 @@ class ParquetFormat(FileFormat):
             return table if library == "pyarrow" else table.to_pandas()
 
 
-def _by_handler(name: str, source: Source, info: dict[str, Any], options: dict[str, Any]) -> Any:
+def _by_handler(
+    name: str,
+    source: Source,
+    context: FileContext,
+    info: dict[str, Any],
+    options: dict[str, Any],
+) -> Any:
     handler: Handler = handler_classes.get(name)()
-    part = StoredPart("data", source, "none", name, handler.format_version)
+    limits = FileTrust.of(context).limits
+    part = StoredPart("data", source, "none", name, handler.format_version, limits)
     return handler.read({"data": part}, info, **options)
 
 

@@ -8,7 +8,8 @@ from PIL import Image
 
 from blobstore.errors import StorageError, UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
-from blobstore.limits import check_pixels
+from blobstore.files.trust import growth_limit
+from blobstore.limits import bomb, check_pixels
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
 
@@ -82,5 +83,8 @@ class ImageFormat(FileFormat):
             with file, Image.open(file, formats=[_NAMES[context.extension]]) as image:
                 width, height = image.size
                 check_pixels(width, height)
+                limit = growth_limit(context, source.size)
+                if width * height * len(image.getbands()) > limit:
+                    raise bomb(repr(context.key), limit)
                 image.load()
                 return image.copy()

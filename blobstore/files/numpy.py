@@ -6,13 +6,16 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+from blobstore.ast_race import parsing_again
 from blobstore.errors import DecodeError, InvalidInputError
 from blobstore.files.options import reading, refuse_options
-from blobstore.limits import MAX_DECOMPRESSED, allowed_growth
+from blobstore.files.trust import growth_limit
+from blobstore.limits import check_archive
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import CHUNK, Sink, Source
 
@@ -67,11 +70,15 @@ class NpyFormat(FileFormat):
             raise InvalidInputError(f"rows must be a slice, not {rows!r}", key=context.key)
         with reading(context, *MALFORMED):
             if rows is None:
-                with source.open() as file:
-                    return np.lib.format.read_array(file, allow_pickle=False)
+                return parsing_again(lambda: _read_npy(source))
             with source.path() as path:  # mapped, so that only these rows are read
-                mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+                mapped = parsing_again(lambda: np.load(path, mmap_mode="r", allow_pickle=False))
                 return np.array(mapped[rows])
+
+
+def _read_npy(source: Source) -> Any:
+    with source.open() as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 class NpzFormat(FileFormat):
@@ -109,7 +116,8 @@ class NpzFormat(FileFormat):
                         f"there is no array {min(unknown)!r}: there are {', '.join(archive.files)}",
                         key=context.key,
                     )
-                return {name: archive[name] for name in (archive.files if names is None else names)}
+                wanted = archive.files if names is None else names
+                return {name: parsing_again(partial(archive.get, name)) for name in wanted}
 
 
 def check_growth(file: BinaryIO, size: int, context: FileContext) -> None:
@@ -121,15 +129,7 @@ def check_growth(file: BinaryIO, size: int, context: FileContext) -> None:
     """
     if not zipfile.is_zipfile(file):
         raise DecodeError(f"{context.key!r} is no zip of arrays", key=context.key)
-    limit = allowed_growth(size, MAX_DECOMPRESSED)
-    with zipfile.ZipFile(file) as archive:  # which reads no more of a member than this says
-        if sum(member.file_size for member in archive.infolist()) > limit:
-            raise DecodeError(
-                f"{context.key!r} grows to more than {limit} bytes when it is decompressed, as an "
-                "attack on memory would. If it is what you expect, read it by numpy.load",
-                key=context.key,
-            )
-    file.seek(0)
+    check_archive(file, growth_limit(context, size), repr(context.key))
 
 
 def _is_member(name: str) -> bool:

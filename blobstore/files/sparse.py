@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 import scipy.sparse as sp
 
+from blobstore.ast_race import parsing_again
 from blobstore.errors import DecodeError
 from blobstore.files.numpy import MALFORMED, check_growth, write_npy
 from blobstore.files.options import reading, refuse_options
+from blobstore.files.trust import growth_limit
+from blobstore.handlers.sparse import BYTES_OF_LISTS
+from blobstore.limits import bomb
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
 
@@ -54,12 +58,22 @@ class SparseFormat(FileFormat):
         refuse_options(context, options)
         with reading(context, *MALFORMED), source.open() as file:
             check_growth(file, source.size, context)
-            loaded = sp.load_npz(file)
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as archive:
-                wanted = bytes(archive[_FORMAT]).decode() if _FORMAT in archive.files else None
+            loaded, wanted = parsing_again(lambda: _load(file))
             if wanted is None:
                 return loaded
             if wanted not in ("dok", "lil"):
                 raise DecodeError(f"{context.key!r} is of an unknown layout {wanted!r}")
+            limit = growth_limit(context, source.size)
+            if wanted == "lil" and loaded.shape[0] * BYTES_OF_LISTS > limit:
+                raise bomb(repr(context.key), limit)
             return loaded.asformat(wanted)
+
+
+def _load(file: BinaryIO) -> tuple[Any, str | None]:
+    """What SciPy reads, and the layout that the file notes besides."""
+    file.seek(0)
+    loaded = sp.load_npz(file)
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as archive:
+        noted = bytes(archive[_FORMAT]).decode() if _FORMAT in archive.files else None
+    return loaded, noted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections import OrderedDict
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ import torch
 from blobstore.errors import DecodeError, UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
 from blobstore.files.trust import FileTrust
+from blobstore.limits import check_archive
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import BytesSource, Sink, Source
 
@@ -72,6 +74,9 @@ class TorchFormat(FileFormat):
         where = options.get("map_location", "cpu")
         trust = FileTrust.of(context)
         with reading(context, *_MALFORMED), source.open() as file:
+            if zipfile.is_zipfile(file):  # PyTorch unpacks members that it would not compress
+                check_archive(file, trust.growth_limit(source.size), repr(context.key))
+            file.seek(0)
             try:
                 return torch.load(file, map_location=where, weights_only=True)
             except pickle.UnpicklingError as exc:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from blobstore.errors import ConfigError, StorageError, UntrustedTypeError
+from blobstore.limits import MAX_DECOMPRESSED, UNLIMITED, check_limit
 from blobstore.protocols import ObjectStore
 from blobstore.protocols.file_format import FileContext
 from blobstore.signing import Key, Keyring
@@ -38,6 +40,13 @@ class FileTrust:
     mode : {"signed", "allow", "deny"}
     trusted_types : iterable of str
     signing_keys : iterable, optional
+    max_decompressed : int
+        Bytes that a file may grow to; see `blobstore.limits`. With "allow" there is no limit.
+
+    Attributes
+    ----------
+    limits : Trust
+        What a file that is not the reader's own may do, and grow to.
 
     Raises
     ------
@@ -50,11 +59,15 @@ class FileTrust:
         mode: str = "signed",
         trusted_types: Iterable[str] = (),
         signing_keys: Iterable[bytes | str] | None = None,
+        max_decompressed: int = MAX_DECOMPRESSED,
     ) -> None:
         if mode not in _MODES:
             raise ConfigError(f"pickle must be one of {', '.join(_MODES)}, not {mode!r}")
         self.mode = mode
         self.types = TypePatterns(trusted_types)
+        asked = check_limit(max_decompressed)
+        limit = UNLIMITED if mode == "allow" else asked
+        self.limits = Trust(types=self.types, max_decompressed=limit)
         self._keyring = Keyring(signing_keys)
 
     @staticmethod
@@ -62,6 +75,10 @@ class FileTrust:
         """That of the store whose file it is; one that trusts nothing where there is none."""
         trust = context.trust
         return trust if isinstance(trust, FileTrust) else FileTrust()
+
+    def growth_limit(self, stored: int) -> int:
+        """How many bytes a file of `stored` bytes may become when it is decompressed."""
+        return self.limits.growth_limit(stored)
 
     def check_allowed(self, key: str, what: str) -> None:
         """Refuse what may run code where the store says so.
@@ -127,7 +144,7 @@ class FileTrust:
         if self.mode == "allow":
             return EVERYTHING
         reason = self.doubt(source, key, zipped=zipped)
-        return EVERYTHING if reason is None else Trust(types=self.types, reason=reason)
+        return EVERYTHING if reason is None else replace(self.limits, reason=reason)
 
     def require(self, source: Source, key: str, what: str, exc: Exception) -> None:
         """Insist that a file may run code.
@@ -176,6 +193,11 @@ class FileTrust:
                 "its signature does not match: its content or name was changed since it was signed"
             )
         return None
+
+
+def growth_limit(context: FileContext, stored: int) -> int:
+    """How many bytes a file of `stored` bytes may become, as its store says."""
+    return FileTrust.of(context).growth_limit(stored)
 
 
 class _ContentHasher:

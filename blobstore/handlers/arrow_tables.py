@@ -112,7 +112,7 @@ class ArrowHandler(LeafHandler):
         wanted = Wanted.of(self, options, "columns", "rows")
         if arrays and wanted.columns is not None:
             raise InvalidInputError("an array has no columns to choose from: leave out columns=")
-        table = read_table(part.source, rows, wanted)
+        table = read_table(part, rows, wanted)
         check_extensions(table.schema)
         if kind == "table":
             return table

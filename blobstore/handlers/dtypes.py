@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blobstore.ast_race import parsing_again
 from blobstore.errors import DecodeError, UnsupportedTypeError
 
 
@@ -59,7 +60,10 @@ def parse_dtype(text: str) -> np.dtype[Any]:
 
 
 def _parse(text: str) -> np.dtype[Any]:
-    return np.dtype(ast.literal_eval(text) if text[:1] in "[{" else text)
+    if text[:1] not in ("[", "{"):
+        return np.dtype(text)
+    found: np.dtype[Any] = np.dtype(parsing_again(lambda: ast.literal_eval(text)))
+    return found
 
 
 def _identical(one: np.dtype[Any], other: np.dtype[Any]) -> bool:

@@ -21,7 +21,7 @@ from blobstore.handlers.options import refuse_options
 from blobstore.handlers.sink_file import SinkFile
 from blobstore.handlers.stream import StreamPart, read_stream
 from blobstore.handlers.tree import Tree, decode_plain
-from blobstore.limits import allowed_growth, bomb, check_pixels
+from blobstore.limits import bomb, check_pixels
 from blobstore.protocols import Encoding, Handler, Plan, PlannedPart, StoredPart, WriteOptions
 from blobstore.streams import Hasher, Sink
 
@@ -223,9 +223,9 @@ def _read_pixels(part: StoredPart, mode: str, size: tuple[int, int]) -> Any:
         with PngImagePlugin.PngImageFile(file) as image:
             if (image.mode, image.size) != (mode, size):
                 raise DecodeError(f"an image of {image.mode} {image.size} is not {mode} {size}")
-            trust, width, height = part.trust, *image.size
-            limit = allowed_growth(part.source.size, trust.max_decompressed)
-            if not trust.everything and width * height * len(image.getbands()) > limit:
+            width, height = image.size
+            limit = part.trust.growth_limit(part.source.size)
+            if width * height * len(image.getbands()) > limit:
                 raise bomb("an image", limit)
             image.load()
             return image.copy()

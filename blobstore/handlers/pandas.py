@@ -46,6 +46,7 @@ from blobstore.handlers.frame_schema import (
 )
 from blobstore.handlers.leaves import LeafHandler
 from blobstore.handlers.parquet import ParquetPart, TableContent, check_room, decoding
+from blobstore.handlers.parquet_growth import check_growth
 from blobstore.handlers.parquet_names import field_names, pandas_metadata
 from blobstore.protocols import (
     Plan,
@@ -222,8 +223,10 @@ class PandasHandler(LeafHandler):
         wanted = _read_options(options)
         if set(parts) != {"data"}:
             raise DecodeError(f"a frame has one part, 'data', not {sorted(parts)}")
-        with decoding(parts["data"].source, whole=wanted is None) as file:
-            return _read_file(file, wanted)
+        part = parts["data"]
+        limit = part.trust.growth_limit(part.source.size)
+        with decoding(part.source, whole=wanted is None) as file:
+            return _read_file(file, wanted, limit)
 
 
 def _info(obj: pd.DataFrame | pd.Series[Any]) -> dict[str, Any]:
@@ -255,7 +258,7 @@ def _read_options(options: Mapping[str, Any]) -> list[Any] | None:
     return list(columns)
 
 
-def _read_file(file: Any, wanted: list[Any] | None) -> pd.DataFrame | pd.Series[Any]:
+def _read_file(file: Any, wanted: list[Any] | None, limit: int) -> pd.DataFrame | pd.Series[Any]:
     parquet = pq.ParquetFile(file, pre_buffer=False)
     text = (parquet.metadata.metadata or {}).get(FACTS_KEY)
     if text is None:
@@ -272,7 +275,10 @@ def _read_file(file: Any, wanted: list[Any] | None) -> pd.DataFrame | pd.Series[
         places = _places(axis, wanted)
         axis = axis.take(places)
     types = [type_of(facts["types"][place]) for place in places]
-    arrays, index = _read_columns(parquet, facts, types, places)
+    fields = _fields(parquet, facts, places)
+    names = [parquet.schema_arrow.names[field] for field in fields]
+    check_growth(parquet, file, range(parquet.num_row_groups), names, limit)
+    arrays, index = _read_columns(parquet, facts, types, fields)
     if series:
         obj: Any = _series(arrays[0], index)
         obj.name = decode_value(facts["name"])
@@ -297,20 +303,23 @@ def _places(axis: pd.Index[Any], wanted: list[Any]) -> list[int]:
         raise InvalidInputError(f"there is no column {exc.args[0]!r}: there are {known}") from exc
 
 
-def _read_columns(
-    parquet: Any, facts: Facts, types: list[ColumnType], places: list[int]
-) -> tuple[list[Any], pd.Index[Any]]:
-    """Read columns and the row index, one row group at a time."""
-    rows = facts["rows"]
-    names = parquet.schema_arrow.names
-    index_types = stored_types(facts["index"])
-    if len(names) != len(facts["types"]) + len(index_types):
+def _fields(parquet: Any, facts: Facts, places: list[int]) -> list[int]:
+    """Which columns of the file hold the wanted ones and the index."""
+    rows, names = facts["rows"], parquet.schema_arrow.names
+    if len(names) != len(facts["types"]) + len(stored_types(facts["index"])):
         raise DecodeError(f"{len(names)} columns in the file are not those that its facts tell of")
     if names and parquet.metadata.num_rows != rows:
         raise DecodeError(f"the file has {parquet.metadata.num_rows} rows, its facts say {rows}")
-    fields = [*places, *range(len(facts["types"]), len(names))]
-    stored = parquet.schema_arrow.types
-    check_room([stored[field] for field in fields], rows)
+    return [*places, *range(len(facts["types"]), len(names))]
+
+
+def _read_columns(
+    parquet: Any, facts: Facts, types: list[ColumnType], fields: list[int]
+) -> tuple[list[Any], pd.Index[Any]]:
+    """Read columns and the row index, one row group at a time."""
+    rows, names = facts["rows"], parquet.schema_arrow.names
+    index_types = stored_types(facts["index"])
+    check_room([kind.arrow_type for kind in (*types, *index_types)], rows)
     block = _one_block(types, rows)
     builders = [
         kind.builder(rows, block[i] if block is not None and i < len(types) else None)

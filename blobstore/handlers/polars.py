@@ -16,6 +16,7 @@ import pyarrow as pa
 from blobstore.digest import Canonical
 from blobstore.errors import DecodeError, InvalidInputError, UnsupportedTypeError
 from blobstore.handlers.arrow import update_blocks
+from blobstore.handlers.dense import dense_bytes, has_dictionary, is_text_dictionary
 from blobstore.handlers.leaves import LeafHandler
 from blobstore.handlers.parquet import TableContent
 from blobstore.handlers.tables import (
@@ -26,6 +27,7 @@ from blobstore.handlers.tables import (
     read_table,
     through_parquet,
 )
+from blobstore.limits import UNLIMITED, bomb
 from blobstore.protocols import Plan, StoredPart, WriteOptions
 from blobstore.streams import Hasher
 
@@ -144,7 +146,8 @@ class PolarsHandler(LeafHandler):
         wanted = Wanted.of(self, options, "columns", "rows")
         if series and wanted.columns is not None:
             raise InvalidInputError("a series has no columns to choose from: leave out columns=")
-        table = read_table(part.source, rows, wanted)
+        table = read_table(part, rows, wanted)
+        _check_growth(table, part.trust.growth_limit(part.source.size))
         frame = _from_arrow(table)
         if kind == "lazy":
             return frame.lazy()
@@ -153,6 +156,19 @@ class PolarsHandler(LeafHandler):
         if frame.width != 1:
             raise DecodeError(f"{frame.width} columns are stored in the place of a series")
         return frame.to_series()
+
+
+def _check_growth(table: pa.Table, limit: int) -> None:
+    """Refuse dictionaries that polars would write out: all but those of text."""
+    if limit >= UNLIMITED:
+        return
+    written_out = [
+        column
+        for column, kind in zip(table.columns, table.schema.types, strict=True)
+        if has_dictionary(kind) and not is_text_dictionary(kind)
+    ]
+    if sum(dense_bytes(chunk) for column in written_out for chunk in column.chunks) > limit:
+        raise bomb("a frame", limit)
 
 
 def _as_frame(obj: Any) -> tuple[str, pl.DataFrame]:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import io
 import pickle
-import zipfile
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
 
+from blobstore.ast_race import parsing_again
 from blobstore.digest import Canonical, new_digest
 from blobstore.errors import BlobStoreError, DecodeError, UnsupportedTypeError
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.pickle import known_types
 from blobstore.handlers.stream import StreamPart, read_stream
 from blobstore.handlers.trusted import find_by_full_name
-from blobstore.limits import allowed_growth, bomb
+from blobstore.limits import check_archive
 from blobstore.protocols import Handler, Plan, StoredPart, WriteOptions
 from blobstore.registry import base_names, load
 from blobstore.streams import Hasher
@@ -91,7 +91,7 @@ class SkopsHandler(Handler):
             if not part.trust.everything:
                 for name in names:
                     find_by_full_name(name, part.trust)
-            return loads(data, trusted=names)
+            return parsing_again(lambda: loads(data, trusted=names))
         except BlobStoreError:
             raise
         except Exception as exc:
@@ -101,10 +101,7 @@ class SkopsHandler(Handler):
 
 def _check_size(data: bytes, trust: Trust) -> None:
     """Refuse a file whose members grow by too much; `zipfile` reads no more than they say."""
-    limit = allowed_growth(len(data), trust.max_decompressed)
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        if sum(member.file_size for member in archive.infolist()) > limit:
-            raise bomb("an estimator", limit)
+    check_archive(io.BytesIO(data), trust.growth_limit(len(data)), "an estimator")
 
 
 class _Dumped:

@@ -18,6 +18,7 @@ from blobstore.handlers.dtypes import dtype_text, parse_dtype
 from blobstore.handlers.leaves import NamedPart
 from blobstore.handlers.numpy import NumpyHandler
 from blobstore.handlers.options import refuse_options
+from blobstore.limits import bomb
 from blobstore.protocols import Handler, Plan, StoredPart, WriteOptions
 
 _COMPRESSED = ("csr", "csc", "bsr")
@@ -27,6 +28,10 @@ _CLASSES: dict[str, Any] = {
     for layout in _LAYOUTS
     for kind in ("array", "matrix")
 }
+_OF_LISTS = (sparse.lil_array, sparse.lil_matrix)
+BYTES_OF_LISTS = 2 * (8 + 56)
+"""What a row of LIL takes in memory without any entries."""
+
 _ARRAYS = NumpyHandler()
 _MALFORMED = (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError)
 """What SciPy raises for arrays that are no sparse array."""
@@ -102,8 +107,17 @@ class SparseHandler(Handler):
         rows = options.get("rows")
         if rows is not None:
             return _read_rows(reader, rows)
+        if reader.cls in _OF_LISTS and "lengths" in parts:
+            _check_lists(reader.shape[0], parts["lengths"])
         arrays = {name: reader.array(name) for name in reader.arrays}
         return _put_together(reader.cls, reader.shape, reader.dtype, arrays)
+
+
+def _check_lists(rows: int, part: StoredPart) -> None:
+    """Refuse more lists than a part may grow to: there are two for each row, empty or not."""
+    limit = part.trust.growth_limit(part.source.size)
+    if rows * BYTES_OF_LISTS > limit:
+        raise bomb("a sparse array", limit)
 
 
 class _PartReader:
@@ -181,11 +195,15 @@ def _put_together(cls: Any, shape: tuple[int, ...], dtype: Any, arrays: dict[str
 
 
 def _compressed(cls: Any, shape: tuple[int, ...], dtype: Any, arrays: dict[str, Any]) -> Any:
+    blocks: tuple[int, ...] = (1,) * len(shape)
+    options: dict[str, Any] = {}
     if cls.__name__.startswith("bsr"):
-        blocks = arrays["data"].shape[1:]
-        found = cls(shape, dtype=dtype, blocksize=blocks)
-    else:
-        found = cls(shape, dtype=dtype)
+        blocks = options["blocksize"] = arrays["data"].shape[1:]
+    axis = 1 if cls.__name__.startswith("csc") else 0
+    rows = shape[axis] // blocks[axis] if len(shape) == 2 else 1
+    if len(arrays["indptr"]) != rows + 1:  # before room is made for as many as the shape says
+        raise ValueError(f"{len(arrays['indptr'])} pointers to {rows} rows")
+    found = cls(shape, dtype=dtype, **options)
     # Not by the constructor, which may choose another type for the indices.
     found.data, found.indices, found.indptr = arrays["data"], arrays["indices"], arrays["indptr"]
     found.check_format(full_check=True)
@@ -225,11 +243,11 @@ def _dia(cls: Any, shape: tuple[int, ...], dtype: Any, arrays: dict[str, Any]) -
 
 
 def _lil(cls: Any, shape: tuple[int, ...], dtype: Any, arrays: dict[str, Any]) -> Any:
-    found = cls(shape, dtype=dtype)
     data, columns, lengths = arrays["data"], arrays["columns"], arrays["lengths"]
     _check_coords((columns,), shape[1:], data)
     if len(lengths) != shape[0] or lengths.min(initial=0) < 0 or lengths.sum() != len(data):
         raise ValueError("rows of impossible lengths")
+    found = cls(shape, dtype=dtype)
     stop = 0
     for row, length in enumerate(lengths.tolist()):
         start, stop = stop, stop + length

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
@@ -112,9 +111,7 @@ def read_stream(part: StoredPart) -> bytes:
 
 def _limit(part: StoredPart) -> int:
     """How many bytes the part may be decompressed to."""
-    if part.trust.everything:
-        return sys.maxsize
-    return limits.allowed_growth(part.source.size, part.trust.max_decompressed)
+    return part.trust.growth_limit(part.source.size)
 
 
 def open_stream(part: StoredPart) -> BinaryIO:

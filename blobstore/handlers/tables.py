@@ -20,6 +20,7 @@ from pyarrow import ipc
 
 from blobstore.codecs import MIN_SAVING
 from blobstore.errors import DecodeError, InvalidInputError, UnsupportedTypeError
+from blobstore.handlers.ipc_growth import check_growth as check_ipc_growth
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.parquet import (
     MALFORMED,
@@ -30,9 +31,10 @@ from blobstore.handlers.parquet import (
     parquet_level,
     rows_at_once,
 )
+from blobstore.handlers.parquet_growth import check_growth as check_parquet_growth
 from blobstore.handlers.sink_file import SinkFile
-from blobstore.protocols import Encoding, Handler, PlannedPart, WriteOptions
-from blobstore.streams import Hasher, Sink, Source
+from blobstore.protocols import Encoding, Handler, PlannedPart, StoredPart, WriteOptions
+from blobstore.streams import Hasher, Sink
 
 LAYOUT = {"use_compliant_nested_type": False}
 """Items of lists keep the name that Arrow gave them."""
@@ -218,12 +220,12 @@ class Wanted:
         return found
 
 
-def read_table(source: Source, total: int, wanted: Wanted) -> pa.Table:
+def read_table(part: StoredPart, total: int, wanted: Wanted) -> pa.Table:
     """Read a table, or what is wanted of it.
 
     Parameters
     ----------
-    source : Source
+    part : StoredPart
     total : int
         How many rows there are.
     wanted : Wanted
@@ -231,19 +233,21 @@ def read_table(source: Source, total: int, wanted: Wanted) -> pa.Table:
     Raises
     ------
     DecodeError
-        It is no such file, or it is damaged.
+        It is no such file, it is damaged, or it grows by more than its trust allows.
     InvalidInputError
         There is no such column.
     """
-    with decoding(source, whole=wanted == Wanted()) as file:
+    limit = part.trust.growth_limit(part.source.size)
+    with decoding(part.source, whole=wanted == Wanted()) as file:
         magic = file.read(len(_IPC_MAGIC))
         file.seek(0)
         if magic == _IPC_MAGIC:
+            check_ipc_growth(file, limit)
             return _read_ipc(file, total, wanted)
-        return _read_parquet(file, total, wanted)
+        return _read_parquet(file, total, wanted, limit)
 
 
-def _read_parquet(file: Any, total: int, wanted: Wanted) -> pa.Table:
+def _read_parquet(file: Any, total: int, wanted: Wanted, limit: int) -> pa.Table:
     parquet = pq.ParquetFile(file, pre_buffer=False)
     schema = parquet.schema_arrow
     names, types = schema.names, schema.types
@@ -255,6 +259,7 @@ def _read_parquet(file: Any, total: int, wanted: Wanted) -> pa.Table:
     read_types = types if places is None else [types[place] for place in places]
     check_room(read_types, sum(sizes[group] for group in groups))
     read_columns = None if columns is None else list(dict.fromkeys(columns))
+    check_parquet_growth(parquet, file, groups, read_columns, limit)
     table = parquet.read_row_groups(groups, columns=read_columns)
     # By name, not position: asking for "a" also brings "a.b".
     return _rows_of(table if columns is None else table.select(columns), rows)

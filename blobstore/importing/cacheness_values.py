@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import math
 import zipfile
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from blobstore.ast_race import parsing_again
 from blobstore.errors import DecodeError, IntegrityError
 from blobstore.importing.cacheness_index import IndexEntry
 from blobstore.importing.folder import local_file
@@ -59,7 +61,7 @@ def read_value(entry: IndexEntry, file: Path | None, pickles: Pickles) -> Any:
     if kind == "arrays":
         return _read_npz(data, entry.user, pickles)
     if kind == "table":
-        return _read_table(data, entry)
+        return _read_table(data, entry, allowed_growth(len(data), pickles.max_decompressed))
     if kind == "chunks":
         data = blosc_chunks(data, pickles.max_decompressed)
     return pickles.load(data)
@@ -110,9 +112,11 @@ def read_array(data: bytes, max_decompressed: int) -> np.ndarray[Any, Any]:
     shape_text, start = _description(data, 0)
     dtype_text, start = _description(data, start)
     try:
-        shape = ast.literal_eval(shape_text)
-        described = ast.literal_eval(dtype_text) if dtype_text[:1] in "[{(" else dtype_text
-        dtype = np.dtype(described)
+        shape = parsing_again(lambda: ast.literal_eval(shape_text))
+        plain = dtype_text[:1] not in ("[", "{", "(")
+        dtype = np.dtype(
+            dtype_text if plain else parsing_again(lambda: ast.literal_eval(dtype_text))
+        )
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as exc:
         raise DecodeError(f"it is no array of cacheness: {exc}") from exc
     if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
@@ -145,14 +149,17 @@ def _read_npz(data: bytes, user: Mapping[str, Any], pickles: Pickles) -> Any:
         raise bomb("the file", limit)
     check_allocation(grown, "the file")
     with np.load(io.BytesIO(data), allow_pickle=pickles.trust.everything) as arrays:
-        found = {name: arrays[name] for name in arrays.files}
+        found = {name: parsing_again(functools.partial(arrays.get, name)) for name in arrays.files}
     alone = list(found) == [_SINGLE] and not isinstance(user.get("arrays"), dict)
     return found[_SINGLE] if alone else found
 
 
-def _read_table(data: bytes, entry: IndexEntry) -> Any:
+def _read_table(data: bytes, entry: IndexEntry, limit: int) -> Any:
     """A frame or series of pandas or polars."""
+    from blobstore.handlers.parquet_growth import check_file
+
     file = io.BytesIO(data)
+    check_file(file, limit)
     of_polars = entry.data_type.startswith("polars") or entry.user.get("backend") == "polars"
     is_series = entry.data_type.endswith("series") or entry.user.get("is_series") is True
     named = "series_name" in entry.user

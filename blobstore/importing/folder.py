@@ -18,6 +18,7 @@ from blobstore.handlers.file import LocalFile
 from blobstore.importing.importer import Found, Importer, Item, Progress
 from blobstore.importing.report import ImportReport, Unreadable
 from blobstore.importing.source import SourceFolder
+from blobstore.limits import MAX_DECOMPRESSED
 from blobstore.protocols.file_format import FileContext
 from blobstore.reading import Pickle
 from blobstore.store import BlobStore
@@ -36,6 +37,7 @@ def import_folder(
     pickle: Pickle = "signed",
     trusted_types: Iterable[str] = (),
     signing_keys: Iterable[bytes | str] | None = None,
+    max_decompressed_bytes: int = MAX_DECOMPRESSED,
 ) -> ImportReport:
     """Import the files of a folder; the path of each below it is its key.
 
@@ -66,6 +68,8 @@ def import_folder(
         Types that pickles may name besides: ``"sklearn.*"``.
     signing_keys : iterable of (bytes or str), optional
         What an AutoStore signed its files with, if not with your own key.
+    max_decompressed_bytes : int
+        A compressed file may grow to so many bytes, or to 256 times its size, whichever is more.
 
     Returns
     -------
@@ -89,7 +93,7 @@ def import_folder(
     (['old/notes.md'], '# Notes')
     """
     source = SourceFolder(path)
-    trust = FileTrust(pickle, trusted_types, signing_keys)
+    trust = FileTrust(pickle, trusted_types, signing_keys, max_decompressed_bytes)
     importer = Importer(
         source,
         store,

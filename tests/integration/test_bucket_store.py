@@ -541,7 +541,8 @@ def test_a_body_that_is_cut(make, store, proxy):
     with make(endpoint_url=proxy.endpoint) as through:
         proxy.add(CutReply(MIB), when=of_method("GET"), times=1)
         assert through.get("key") == data
-        proxy.add(CutReply(MIB), when=of_method("GET"))
+        # Each try goes on where the last one ended, so a few of these do not make a whole.
+        proxy.add(CutReply(1000), when=of_method("GET"))
         with pytest.raises(UnavailableError):
             through.get("key")
 

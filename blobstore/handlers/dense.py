@@ -1,0 +1,102 @@
+"""How much memory Arrow arrays take once every value stands for itself.
+
+In Arrow many rows may share one value: those of a dictionary do. Other libraries repeat it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def dense_bytes(array: pa.Array) -> int:
+    """Bytes that an array takes without dictionaries.
+
+    Parameters
+    ----------
+    array : pyarrow.Array
+
+    Examples
+    --------
+    >>> names = pa.array(["a" * 100]).dictionary_encode()
+    >>> many = pa.DictionaryArray.from_arrays(pa.array([0] * 1000), names.dictionary)
+    >>> dense_bytes(many), dense_bytes(pa.array(range(1000)))
+    (104000, 8000)
+    """
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return dense_bytes(array.storage)
+    if pa.types.is_dictionary(kind):
+        return _of_dictionary(array)
+    if not has_dictionary(kind):
+        return _nbytes(array)
+    if pa.types.is_struct(kind):
+        return sum(map(dense_bytes, array.flatten()))
+    if pa.types.is_map(kind):
+        return dense_bytes(array.keys) + dense_bytes(array.items) + 4 * len(array)
+    if pa.types.is_union(kind):
+        return sum(dense_bytes(array.field(i)) for i in range(kind.num_fields))
+    return dense_bytes(array.flatten()) + 4 * len(array)  # lists
+
+
+def has_dictionary(kind: pa.DataType) -> bool:
+    """Whether values of a type refer to a dictionary, at any depth.
+
+    Examples
+    --------
+    >>> has_dictionary(pa.list_(pa.dictionary(pa.int8(), pa.string()))), has_dictionary(pa.string())
+    (True, False)
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return has_dictionary(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return True
+    return any(has_dictionary(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def is_text_dictionary(kind: pa.DataType) -> bool:
+    """Whether a type is a dictionary of text or bytes."""
+    return pa.types.is_dictionary(kind) and _is_text(kind.value_type)
+
+
+def _nbytes(array: pa.Array) -> int:
+    try:
+        return int(array.nbytes)
+    except (pa.ArrowException, TypeError):  # views
+        return int(array.get_total_buffer_size())
+
+
+def _of_dictionary(array: Any) -> int:
+    values, places = array.dictionary, array.indices
+    counts = np.bincount(
+        places.drop_null().to_numpy(zero_copy_only=False).astype(np.int64), minlength=len(values)
+    )
+    return int(counts @ _sizes(values)) + 4 * len(array)
+
+
+def _sizes(values: pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Bytes of each value."""
+    kind = values.type
+    try:
+        return np.full(len(values), (kind.bit_width + 7) // 8, np.int64)
+    except ValueError:  # of no fixed width
+        pass
+    if _is_text(kind):
+        lengths = pc.fill_null(pc.binary_length(values), 0)
+        return np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
+    return np.array([dense_bytes(values.slice(i, 1)) for i in range(len(values))], np.int64)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        test(kind)
+        for test in (
+            pa.types.is_string,
+            pa.types.is_binary,
+            pa.types.is_large_string,
+            pa.types.is_large_binary,
+        )
+    )

@@ -1,0 +1,191 @@
+"""How much memory a Parquet file takes when it is read, found before it is.
+
+A few stored bytes can stand for many in three ways: pages are compressed; equal values, lengths and
+nulls are counted instead of repeated; and a value may refer to one in a dictionary, or share the
+beginning of the value before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow.parquet as pq
+
+from blobstore.errors import DecodeError
+from blobstore.handlers.dense import dense_bytes
+from blobstore.handlers.parquet_pages import DATA, DATA_V2, DICTIONARY, pages
+from blobstore.limits import UNLIMITED, bomb
+
+_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
+"""Bytes of a value in memory."""
+_OFFSET = 4  # of a text among texts, at least
+_LEVELS = 4  # of a value in a nested column, while it is read
+_BY_DICTIONARY = (2, 8)
+_BY_PREFIX = 7
+_BATCH = 1 << 16
+_WHAT = "a table"
+
+
+@dataclass(slots=True)
+class _Column:
+    """What the pages of some chunks of a column come to.
+
+    Attributes
+    ----------
+    path : str
+    nested : bool
+    size : int
+        Bytes of all pages, decompressed.
+    values : int
+    least : int
+        Bytes that the values take in memory, apart from text.
+    repeated : int
+        Bytes that text from dictionaries may take at most.
+    shared : int
+        Bytes that text with shared beginnings may take at most.
+    longest : int
+        Bytes that one such text may take at most.
+    """
+
+    path: str
+    nested: bool
+    size: int = 0
+    values: int = 0
+    least: int = 0
+    repeated: int = 0
+    shared: int = 0
+    longest: int = 0
+
+
+def check_growth(
+    parquet: pq.ParquetFile,
+    file: BinaryIO,
+    groups: Sequence[int],
+    columns: Iterable[str] | None,
+    limit: int,
+) -> None:
+    """Refuse row groups that take more memory than they may.
+
+    Parameters
+    ----------
+    parquet : pyarrow.parquet.ParquetFile
+    file : file
+        The same, seekable.
+    groups : sequence of int
+        The row groups that are to be read.
+    columns : iterable of str, optional
+        The columns that are; all by default.
+    limit : int
+        Bytes; from `blobstore.limits.UNLIMITED` on, nothing is checked.
+
+    Raises
+    ------
+    DecodeError
+        They take more, or the file is no whole Parquet file.
+
+    Examples
+    --------
+    A million equal texts take little room in a file:
+
+    >>> import io, pyarrow as pa
+    >>> file = io.BytesIO()
+    >>> pq.write_table(pa.table({"note": ["x" * 1000] * 1_000_000}), file)
+    >>> len(file.getvalue()) < 500_000
+    True
+    >>> check_growth(pq.ParquetFile(file), file, [0], None, 1 << 30)
+    >>> check_growth(pq.ParquetFile(file), file, [0], None, 100_000_000)
+    Traceback (most recent call last):
+    ...
+    blobstore.errors.DecodeError: a table grows to more than 100000000 bytes when it is decompressed, as an attack on memory would. If it is what you expect, open the store with a larger max_decompressed_bytes
+    """
+    if limit >= UNLIMITED:
+        return
+    wanted = None if columns is None else list(columns)
+    found = [_measure(parquet, file, groups, leaf) for leaf in _leaves(parquet.schema, wanted)]
+    if max(sum(c.size for c in found), sum(c.least for c in found)) > limit:
+        raise bomb(_WHAT, limit)
+    if sum(c.size + c.least + c.repeated + c.shared for c in found) > limit:
+        _count(parquet, file, groups, wanted, found, limit)
+
+
+def check_file(file: BinaryIO, limit: int) -> None:
+    """Refuse a Parquet file that takes more memory than it may, read whole; see `check_growth`."""
+    parquet = pq.ParquetFile(file, pre_buffer=False)
+    check_growth(parquet, file, range(parquet.num_row_groups), None, limit)
+    file.seek(0)
+
+
+def _leaves(schema: pq.ParquetSchema, columns: Sequence[str] | None) -> list[int]:
+    """Which leaves are read where some columns are asked for by name, as Arrow chooses them."""
+    every = range(len(schema))
+    if columns is None:
+        return list(every)
+    prefixes = tuple(f"{name}." for name in columns)
+    names = set(columns)
+    paths = (schema.column(i).path for i in every)
+    return [i for i, path in enumerate(paths) if path in names or path.startswith(prefixes)]
+
+
+def _measure(parquet: pq.ParquetFile, file: BinaryIO, groups: Sequence[int], leaf: int) -> _Column:
+    column = parquet.schema.column(leaf)
+    nested = column.max_definition_level > 1 or column.max_repetition_level > 0
+    found = _Column(column.path, nested)
+    text = column.physical_type == "BYTE_ARRAY"
+    width = _OFFSET if text else _WIDTHS.get(column.physical_type, column.length)
+    width += _LEVELS if nested else 0
+    for group in groups:
+        facts = parquet.metadata.row_group(group)
+        chunk = facts.column(leaf)
+        values = _add_pages(found, file, chunk, text=text)
+        # Room is made for the rows that the footer tells of, whether values for them come or not.
+        found.least += max(values, facts.num_rows) * width // (8 if width == 1 else 1)
+        found.values += values
+    return found
+
+
+def _add_pages(found: _Column, file: BinaryIO, chunk: Any, *, text: bool) -> int:
+    """Add a chunk to what was found of its column; how many values it has."""
+    dictionary = values = 0
+    for page in pages(file, chunk):
+        found.size += page.size
+        if page.kind == DICTIONARY:
+            dictionary = max(dictionary, page.size)
+        elif page.kind in (DATA, DATA_V2):
+            values += page.values
+            if text and page.encoding in _BY_DICTIONARY:
+                found.repeated += page.values * dictionary
+            elif text and page.encoding == _BY_PREFIX:
+                found.shared += page.values * page.size
+                found.longest = max(found.longest, page.size)
+    return values
+
+
+def _count(
+    parquet: pq.ParquetFile,
+    file: BinaryIO,
+    groups: Sequence[int],
+    columns: Sequence[str] | None,
+    found: Sequence[_Column],
+    limit: int,
+) -> None:
+    """Read in small batches, with dictionaries as they are, and count what would come of them."""
+    if any(column.nested and column.shared > limit for column in found):
+        raise DecodeError(
+            f"{_WHAT} has nested text with shared beginnings (DELTA_BYTE_ARRAY), which may grow to "
+            f"more than {limit} bytes. If it is what you expect, open the store with a larger "
+            "max_decompressed_bytes"
+        )
+    longest = max((column.longest for column in found), default=0)
+    batch = max(1, min(_BATCH, limit // max(1, longest)))
+    repeated = [column.path for column in found if column.repeated]
+    file.seek(0)
+    reader = pq.ParquetFile(
+        file, metadata=parquet.metadata, read_dictionary=repeated, pre_buffer=False
+    )
+    total = 0
+    for rows in reader.iter_batches(batch, groups, columns, use_threads=False):
+        total += sum(dense_bytes(column) for column in rows.columns)
+        if total > limit:
+            raise bomb(_WHAT, limit)

@@ -1,0 +1,205 @@
+"""The pages of a Parquet column, by their headers alone: how large each is once decompressed.
+
+The footer of a file also says how large its columns are, but nothing holds it to that: readers make
+room for what the header of each page asks for. So whoever wants to know beforehand reads the
+headers, as here. Format: `parquet.thrift` of https://github.com/apache/parquet-format, in Thrift's
+compact protocol (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from blobstore.errors import DecodeError
+
+DATA, DICTIONARY, DATA_V2 = 0, 2, 3
+"""Kinds of pages that hold values."""
+
+_BODY_OF = {DATA: 5, DICTIONARY: 7, DATA_V2: 8}
+"""Field of a header that describes a page of the kind."""
+_ENCODING_FIELD = {DATA: 2, DICTIONARY: 2, DATA_V2: 4}
+
+_WINDOW = 1 << 12
+_MAX_HEADER = 16 << 20  # Arrow's own limit
+_PADDING = 100  # of columns by old writers (PARQUET-816), which Arrow still looks into
+_STOP, _TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(
+    13
+)
+_INTEGERS = (_I16, _I32, _I64)
+_DEEPEST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a header says of its page.
+
+    Attributes
+    ----------
+    kind : int
+        `DATA`, `DICTIONARY`, `DATA_V2`, or another number, of pages that hold no values.
+    size : int
+        Bytes once decompressed.
+    values : int
+        How many, nulls included; in nested columns, entries of all levels.
+    encoding : int
+        Number of `Encoding` in `parquet.thrift`.
+    """
+
+    kind: int
+    size: int
+    values: int
+    encoding: int
+
+
+def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
+    """The pages that a reader of a column chunk would come upon, in order.
+
+    Parameters
+    ----------
+    file : file
+        Seekable.
+    chunk : pyarrow.parquet.ColumnChunkMetaData
+
+    Raises
+    ------
+    DecodeError
+        There is no header where one must be.
+    """
+    position, first = chunk.data_page_offset, chunk.dictionary_page_offset
+    if first is not None and 0 < first < position:
+        position = first
+    end = position + chunk.total_compressed_size + _PADDING
+    seen = 0
+    while seen < chunk.num_values and position < end:
+        length, page, stored = _header(file, position)
+        if page.kind in (DATA, DATA_V2):
+            seen += page.values
+        yield page
+        position += length + stored
+
+
+def _header(file: BinaryIO, position: int) -> tuple[int, Page, int]:
+    """Length of a header, what it says, and how many bytes follow it."""
+    window = _WINDOW
+    while True:
+        file.seek(position)
+        data = bytes(file.read(window))
+        reader = _Compact(data)
+        try:
+            fields = reader.struct()
+        except IndexError:
+            if len(data) < window or window >= _MAX_HEADER:
+                raise DecodeError(
+                    f"there is no header of a Parquet page at byte {position}"
+                ) from None
+            window *= 16
+            continue
+        return (reader.position, *_page(fields, position))
+
+
+def _page(fields: dict[int, Any], position: int) -> tuple[Page, int]:
+    kind, size, stored = (fields.get(number) for number in (1, 2, 3))
+    body = fields.get(_BODY_OF.get(kind, 0), {})  # type: ignore[arg-type]
+    values = body.get(1, 0) if isinstance(body, dict) else -1
+    encoding = body.get(_ENCODING_FIELD.get(kind, 0), 0) if isinstance(body, dict) else -1  # type: ignore[arg-type]
+    numbers = (kind, size, stored, values, encoding)
+    if any(type(number) is not int or number < 0 for number in numbers):
+        raise DecodeError(f"the header of a Parquet page at byte {position} makes no sense")
+    return Page(kind, max(size, stored), values, encoding), stored  # type: ignore[type-var, arg-type, return-value]
+
+
+class _Compact:
+    """Reads Thrift's compact protocol as far as headers of pages need it.
+
+    Beyond the end of the data it raises `IndexError`.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self.position = 0
+
+    def struct(self, depth: int = 0) -> dict[int, Any]:
+        """Numbers and structs by field; what else there is, is passed over."""
+        if depth > _DEEPEST:
+            raise DecodeError("the header of a Parquet page is nested too deeply")
+        fields: dict[int, Any] = {}
+        number = 0
+        while True:
+            head = self._byte()
+            kind, step = head & 15, head >> 4
+            if kind == _STOP:
+                return fields
+            number = number + step if step else self._integer()
+            value = self._value(kind, depth)
+            if value is not None:
+                fields[number] = value
+
+    def _value(self, kind: int, depth: int) -> Any:
+        """A number or a struct; None for anything else, which is skipped."""
+        if kind in _INTEGERS:
+            return self._integer()
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        if kind in (_TRUE, _FALSE):
+            return None
+        if kind in (_LIST, _SET):
+            self._skip_list(depth)
+        elif kind == _MAP:
+            self._skip_map(depth)
+        elif kind == _BINARY:
+            self._skip(self._varint())
+        elif kind in (_I8, _DOUBLE):
+            self._skip(1 if kind == _I8 else 8)
+        else:
+            raise DecodeError(
+                f"the header of a Parquet page has a field of the unknown type {kind}"
+            )
+        return None
+
+    def _skip_list(self, depth: int) -> None:
+        head = self._byte()
+        size = head >> 4
+        if size == 15:
+            size = self._varint()
+        for _ in range(size):
+            self._skip_item(head & 15, depth)
+
+    def _skip_map(self, depth: int) -> None:
+        size = self._varint()
+        kinds = self._byte() if size else 0
+        for _ in range(size):
+            self._skip_item(kinds >> 4, depth)
+            self._skip_item(kinds & 15, depth)
+
+    def _skip_item(self, kind: int, depth: int) -> None:
+        if kind in (_TRUE, _FALSE):  # a byte each, outside of structs
+            self._skip(1)
+        else:
+            self._value(kind, depth + 1)
+
+    def _skip(self, size: int) -> None:
+        self.position += size
+        if self.position > len(self._data):
+            raise IndexError
+
+    def _byte(self) -> int:
+        byte = self._data[self.position]
+        self.position += 1
+        return byte
+
+    def _varint(self) -> int:
+        found = shift = 0
+        while True:
+            byte = self._byte()
+            found |= (byte & 127) << shift
+            if byte < 128:
+                return found
+            shift += 7
+            if shift > 63:
+                raise DecodeError("the header of a Parquet page has a number of too many digits")
+
+    def _integer(self) -> int:
+        found = self._varint()
+        return (found >> 1) ^ -(found & 1)
