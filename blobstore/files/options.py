@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blobstore.errors import BlobStoreError, DecodeError, InvalidInputError
+from blobstore.errors import BlobStoreError, DecodeError, HandlerError, InvalidInputError
 from blobstore.protocols.file_format import FileContext
 
 
@@ -31,6 +31,10 @@ def reading(context: FileContext, *errors: type[Exception]) -> Iterator[None]:
     """Say of errors of a library that the file is not what its name says."""
     try:
         yield
+    except HandlerError as exc:
+        if exc.key is not None:
+            raise
+        raise type(exc)(f"{context.key!r} cannot be read: {exc}", key=context.key) from exc
     except BlobStoreError:
         raise
     except errors as exc:

@@ -16,7 +16,7 @@ from blobstore.limits import check_archive
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import BytesSource, Sink, Source
 
-_MALFORMED = (RuntimeError, EOFError, OSError, ValueError, KeyError)
+_MALFORMED = (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile)
 _REFUSALS = (
     pickle.PicklingError,
     TypeError,

@@ -18,10 +18,10 @@ from blobstore.handlers.dense import dense_bytes
 from blobstore.handlers.parquet_pages import DATA, DATA_V2, DICTIONARY, pages
 from blobstore.limits import UNLIMITED, bomb
 
-_WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 8, "FLOAT": 4, "DOUBLE": 8}
-"""Bytes of a value in memory."""
-_OFFSET = 4  # of a text among texts, at least
-_LEVELS = 4  # of a value in a nested column, while it is read
+_BITS = {"BOOLEAN": 1, "INT32": 32, "INT64": 64, "INT96": 64, "FLOAT": 32, "DOUBLE": 64}
+"""Of a value in memory."""
+_BITS_OF_OFFSET = 32  # of a text among texts, at least
+_BITS_OF_LEVELS = 32  # of a value in a nested column, while it is read
 _BY_DICTIONARY = (2, 8)
 _BY_PREFIX = 7
 _BATCH = 1 << 16
@@ -107,7 +107,7 @@ def check_growth(
     if max(sum(c.size for c in found), sum(c.least for c in found)) > limit:
         raise bomb(_WHAT, limit)
     if sum(c.size + c.least + c.repeated + c.shared for c in found) > limit:
-        _count(parquet, file, groups, wanted, found, limit)
+        _count(parquet, file, groups, found, limit)
 
 
 def check_file(file: BinaryIO, limit: int) -> None:
@@ -118,7 +118,11 @@ def check_file(file: BinaryIO, limit: int) -> None:
 
 
 def _leaves(schema: pq.ParquetSchema, columns: Sequence[str] | None) -> list[int]:
-    """Which leaves are read where some columns are asked for by name, as Arrow chooses them."""
+    """Which leaves are read where some columns are asked for by name.
+
+    The path of a leaf does not tell a field of a structure from a column with a dot in its name, so
+    asking for "a" takes the column "a.b" for a part of it.
+    """
     every = range(len(schema))
     if columns is None:
         return list(every)
@@ -133,14 +137,14 @@ def _measure(parquet: pq.ParquetFile, file: BinaryIO, groups: Sequence[int], lea
     nested = column.max_definition_level > 1 or column.max_repetition_level > 0
     found = _Column(column.path, nested)
     text = column.physical_type == "BYTE_ARRAY"
-    width = _OFFSET if text else _WIDTHS.get(column.physical_type, column.length)
-    width += _LEVELS if nested else 0
+    bits = _BITS_OF_OFFSET if text else _BITS.get(column.physical_type, column.length * 8)
+    bits += _BITS_OF_LEVELS if nested else 0
     for group in groups:
         facts = parquet.metadata.row_group(group)
         chunk = facts.column(leaf)
         values = _add_pages(found, file, chunk, text=text)
         # Room is made for the rows that the footer tells of, whether values for them come or not.
-        found.least += max(values, facts.num_rows) * width // (8 if width == 1 else 1)
+        found.least += max(values, facts.num_rows) * bits // 8
         found.values += values
     return found
 
@@ -166,7 +170,6 @@ def _count(
     parquet: pq.ParquetFile,
     file: BinaryIO,
     groups: Sequence[int],
-    columns: Sequence[str] | None,
     found: Sequence[_Column],
     limit: int,
 ) -> None:
@@ -179,13 +182,14 @@ def _count(
         )
     longest = max((column.longest for column in found), default=0)
     batch = max(1, min(_BATCH, limit // max(1, longest)))
+    paths = [column.path for column in found]
     repeated = [column.path for column in found if column.repeated]
     file.seek(0)
     reader = pq.ParquetFile(
         file, metadata=parquet.metadata, read_dictionary=repeated, pre_buffer=False
     )
     total = 0
-    for rows in reader.iter_batches(batch, groups, columns, use_threads=False):
+    for rows in reader.iter_batches(batch, groups, paths, use_threads=False):
         total += sum(dense_bytes(column) for column in rows.columns)
         if total > limit:
             raise bomb(_WHAT, limit)

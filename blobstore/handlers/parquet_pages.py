@@ -100,14 +100,21 @@ def _header(file: BinaryIO, position: int) -> tuple[int, Page, int]:
 
 
 def _page(fields: dict[int, Any], position: int) -> tuple[Page, int]:
-    kind, size, stored = (fields.get(number) for number in (1, 2, 3))
-    body = fields.get(_BODY_OF.get(kind, 0), {})  # type: ignore[arg-type]
-    values = body.get(1, 0) if isinstance(body, dict) else -1
-    encoding = body.get(_ENCODING_FIELD.get(kind, 0), 0) if isinstance(body, dict) else -1  # type: ignore[arg-type]
-    numbers = (kind, size, stored, values, encoding)
-    if any(type(number) is not int or number < 0 for number in numbers):
+    kind, size, stored = (_number(fields, number) for number in (1, 2, 3))
+    body = fields.get(_BODY_OF.get(kind, -1), {})
+    values = encoding = 0
+    if isinstance(body, dict):
+        values = _number(body, 1, default=0)
+        encoding = _number(body, _ENCODING_FIELD.get(kind, -1), default=0)
+    if min(kind, size, stored, values, encoding) < 0 or not isinstance(body, dict):
         raise DecodeError(f"the header of a Parquet page at byte {position} makes no sense")
-    return Page(kind, max(size, stored), values, encoding), stored  # type: ignore[type-var, arg-type, return-value]
+    return Page(kind, max(size, stored), values, encoding), stored
+
+
+def _number(fields: dict[int, Any], field: int, default: int = -1) -> int:
+    """A field with a number; -1 if it is none."""
+    found = fields.get(field, default)
+    return found if isinstance(found, int) else -1
 
 
 class _Compact:
