@@ -294,21 +294,42 @@ def _index_files(root: Path) -> list[str]:
 
 
 def open_objects(
-    root: Path, blob_backend: str | ObjectStore | None, *, fsync: bool, readonly: bool
-) -> ObjectStore:
-    """Open the object store that was asked for.
+    cache_dir: str | os.PathLike[str],
+    blob_backend: str | ObjectStore | None,
+    *,
+    fsync: bool,
+    readonly: bool,
+) -> tuple[Path, ObjectStore]:
+    """Make the folder, and open the object store that was asked for, in it or elsewhere.
 
     Raises
     ------
     ConfigError
-        Unknown name or URL, nothing of these, or a store that blobs cannot be kept in.
+        Unknown name or URL, nothing of these, or a store that blobs cannot be kept in. No folder
+        was made then.
+    StorageError
+        The folder cannot be made.
     """
+    objects = _open_elsewhere(blob_backend, readonly=readonly)
+    try:
+        root = prepare(cache_dir, readonly=readonly)
+    except BaseException:
+        if objects is not None and objects is not blob_backend:
+            objects.close()
+        raise
+    if objects is None:
+        objects = _object_store_class(blob_backend).for_folder(root, fsync=fsync)
+    return root, objects
+
+
+def _open_elsewhere(blob_backend: object, *, readonly: bool) -> ObjectStore | None:
+    """The object store of a URL, or an instance; None for one that lies in the folder."""
     if isinstance(blob_backend, ObjectStore):
         _check_can_keep_blobs(blob_backend, readonly=readonly)
         return blob_backend
     if isinstance(blob_backend, str) and "://" in blob_backend:
         return _open_url(blob_backend, readonly=readonly)
-    return _object_store_class(blob_backend).for_folder(root, fsync=fsync)
+    return None
 
 
 def _open_url(url: str, *, readonly: bool) -> ObjectStore:

@@ -188,7 +188,9 @@ class BlobStore(Asking):
         own_handlers = tuple(handlers or ())
         self._handlers = HandlerSet(own_handlers)
         self._readonly = bool(readonly)
-        self.path = folder.prepare(cache_dir, readonly=self._readonly)
+        self.path, self._objects = folder.open_objects(
+            cache_dir, blob_backend, fsync=bool(fsync), readonly=self._readonly
+        )
         self._arguments: dict[str, Any] = {
             "cache_dir": self.path,
             "backend": backend,
@@ -238,9 +240,6 @@ class BlobStore(Asking):
         fsync: bool,
         inline_max_bytes: int | None,
     ) -> None:
-        self._objects = folder.open_objects(
-            self.path, blob_backend, fsync=fsync, readonly=self._readonly
-        )
         self._owned: list[MetadataBackend | ObjectStore] = []
         if self._objects is not blob_backend:
             self._owned.append(self._objects)

@@ -211,7 +211,7 @@ from blobstore.folder import open_index, open_objects, claim
 root, backend = Path(sys.argv[1]), sys.argv[2]
 sys.stdin.readline()
 index, described = open_index(root, backend, fsync=False, readonly=False)
-claim(open_objects(root, None, fsync=False, readonly=False), described.store_id)
+claim(open_objects(root, None, fsync=False, readonly=False)[1], described.store_id)
 print(index.store_id, described.store_id, described.index)
 index.close()
 """
@@ -401,15 +401,28 @@ def test_a_description_that_cannot_be_read(root):
 # --- the blobs -----------------------------------------------------------------------------------
 
 
+def opened_objects(root, blob_backend, *, fsync=False):
+    found, objects = open_objects(root, blob_backend, fsync=fsync, readonly=False)
+    assert found == root
+    return objects
+
+
 def test_object_stores_by_name_and_instance(root):
-    with open_objects(root, None, fsync=False, readonly=False) as objects:
+    with opened_objects(root, None) as objects:
         assert type(objects) is FilesystemBlobBackend
         assert objects.base_dir == root / "blobs"
-    with open_objects(root, "filesystem", fsync=True, readonly=False) as objects:
+    with opened_objects(root, "filesystem", fsync=True) as objects:
         assert type(objects) is FilesystemBlobBackend
-    with open_objects(root, "memory", fsync=False, readonly=False) as objects:
+    with opened_objects(root, "memory") as objects:
         assert type(objects) is DictStore
-        assert open_objects(root, objects, fsync=False, readonly=False) is objects
+        assert opened_objects(root, objects) is objects
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3://b!", "zip://", "memory://host", "sqlite:///x?y=1"])
+def test_a_refused_url_leaves_no_folder(tmp_path, url):
+    with pytest.raises(ConfigError):
+        BlobStore(tmp_path / "new", blob_backend=url)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("wrong", ["", "disk", 5, DictStore, b"memory", "ftp://host/x", "://"])
