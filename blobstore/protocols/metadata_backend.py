@@ -311,7 +311,7 @@ class MetadataBackend(Closeable, ABC):
         """
         raise NotSupportedError(
             f"{type(self).__name__} keeps no indexes on fields: for more entries than it can look "
-            "through quickly, keep the store's index in a SqlBackend"
+            "through quickly, make the store with backend='sqlite' (SqlBackend)"
         )
 
     def drop_index(self, field: Field) -> bool:

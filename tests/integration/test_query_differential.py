@@ -73,7 +73,15 @@ def values_of(cluster):
 paths = st.sampled_from([("a",), ("b",), ("a",), ("b",), ("c", "a")])
 paths |= st.lists(names, min_size=1, max_size=3).map(tuple)
 INDEXED = [Field(path) for path in [("a",), ("b",), ("c", "a"), ("odd name",)]]
-SYSTEM = ["key", "id", "version", "size", "data_type", "handler"]
+SYSTEM = ["key", "id", "version", "size", "data_type", "handler", "created_at", "updated_at"]
+TIMES = [
+    "1970-01-01",
+    "1970-01-01T00:00:00.000002Z",
+    "1970-01-01T01:00:00.000003+01:00",
+    "1969-12-31T23:59:59",
+    "2026-01-31T12:00:00",
+]
+"""The entries here are of the first microseconds of 1970."""
 
 user_fields = paths.map(Field)
 system_fields = st.sampled_from(SYSTEM).map(lambda name: Field((name,), system=True))
@@ -94,6 +102,8 @@ def leaves(draw, stored):
     if field.system:
         is_text = field.path[0] in ("key", "data_type", "handler")
         near = sortable = text if is_text else st.sampled_from(NUMBERS) | st.integers(0, 30)
+        if field.path[0].endswith("_at"):
+            near = sortable = st.sampled_from(TIMES)
         if not is_text:
             kind = draw(st.sampled_from(["=", "!=", "<", "in", "not in", "exists"]))
         else:

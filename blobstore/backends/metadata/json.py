@@ -272,8 +272,8 @@ class JsonBackend(MetadataBackend):
         self._check_open()
         raise NotSupportedError(
             f"JsonBackend keeps no indexes, not on {field} either: it holds all entries in memory "
-            "and looks through them. Where that is too slow, keep the store's index in a "
-            "SqlBackend (a SQLite file, or PostgreSQL)"
+            "and looks through them. Where that is too slow, make the store with backend='sqlite' "
+            "(SqlBackend), or with the URL of a PostgreSQL database"
         )
 
     def explain(self, query: Query) -> Explanation:
