@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from blobstore.errors import UntrustedTypeError as UntrustedTypeError
     from blobstore.protocols import BlobBackend as BlobBackend
     from blobstore.protocols import Capabilities as Capabilities
+    from blobstore.protocols import DataHandler as DataHandler
     from blobstore.protocols import Handler as Handler
     from blobstore.protocols import MetadataBackend as MetadataBackend
     from blobstore.protocols import ObjectStore as ObjectStore
@@ -110,6 +111,7 @@ _HOME = {
     "BlobStore": "store",
     "BlobBackend": "protocols",
     "Capabilities": "protocols",
+    "DataHandler": "protocols",
     "Entry": "entry",
     "F": "query",
     "Handler": "protocols",

@@ -210,7 +210,8 @@ class Reader:
         raise AssertionError("_versions ends by raising")
 
     def _handler(self, entry: Entry) -> Handler:
-        handler = self._handlers.by_name(entry.handler)
+        with _reading(entry):
+            handler = self._handlers.by_name(entry.handler)
         if handler.runs_code and self._policy.pickle == "deny":
             raise UntrustedTypeError(
                 f"{entry.key!r} is stored by the handler {entry.handler!r}, which runs code when it "

@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, overload
 
 from blobstore.errors import ConfigError, DecodeError, MissingDependencyError, UnsupportedTypeError
-from blobstore.protocols import Handler, MetadataBackend, ObjectStore, Plan, WriteOptions
+from blobstore.protocols import (
+    DataHandler,
+    Handler,
+    MetadataBackend,
+    ObjectStore,
+    Plan,
+    WriteOptions,
+)
 from blobstore.protocols.file_format import FileFormat
 
 logger = logging.getLogger(__name__)
@@ -97,18 +104,22 @@ class Registry(Generic[T]):
         What they are, in messages: "metadata backend".
     group : str
         Entry-point group of other packages.
-    interface : type
-        What every implementation is a subclass of.
+    interface : type, or tuple of types
+        What every implementation is a subclass of, or one of several.
     builtin : mapping of str to str
         Name to ``"module:Class"``.
     """
 
     def __init__(
-        self, kind: str, group: str, interface: type[T], builtin: Mapping[str, str]
+        self,
+        kind: str,
+        group: str,
+        interface: type[T] | tuple[type[T], ...],
+        builtin: Mapping[str, str],
     ) -> None:
         self.kind = kind
         self._group = group
-        self._interface = interface
+        self._interfaces = interface if isinstance(interface, tuple) else (interface,)
         self._builtin = dict(builtin)
         self._registered: dict[str, type[T]] = {}
         self._offered: dict[str, str] | None = None
@@ -175,10 +186,10 @@ class Registry(Generic[T]):
     def _check(self, name: object, implementation: object) -> None:
         if not isinstance(name, str) or not name:
             raise ConfigError(f"the name of a {self.kind} must be a text, not {name!r}")
-        if not (isinstance(implementation, type) and issubclass(implementation, self._interface)):
+        if not (isinstance(implementation, type) and issubclass(implementation, self._interfaces)):
+            wanted = " or ".join(interface.__name__ for interface in self._interfaces)
             raise ConfigError(
-                f"the {self.kind} {name!r} must be a subclass of {self._interface.__name__}, "
-                f"not {implementation!r}"
+                f"the {self.kind} {name!r} must be a subclass of {wanted}, not {implementation!r}"
             )
 
     def _entry_points(self) -> dict[str, str]:
@@ -205,7 +216,7 @@ class Registry(Generic[T]):
 object_stores: Registry[ObjectStore] = Registry(
     "blob backend",
     "blobstore.object_stores",
-    ObjectStore,  # type: ignore[type-abstract]
+    ObjectStore,
     {
         "memory": "blobstore.backends.blob.memory:DictStore",
         "filesystem": "blobstore.backends.blob.filesystem:FilesystemBlobBackend",
@@ -247,7 +258,7 @@ _STORE_MODULES = {
 store_types: Registry[ObjectStore] = Registry(
     "store type",
     "blobstore.object_stores",
-    ObjectStore,  # type: ignore[type-abstract]
+    ObjectStore,
     {
         name: f"blobstore.{module}:{name}"
         for module, names in _STORE_MODULES.items()
@@ -309,7 +320,7 @@ def register_store(
 metadata_backends: Registry[MetadataBackend] = Registry(
     "metadata backend",
     "blobstore.metadata_backends",
-    MetadataBackend,  # type: ignore[type-abstract]
+    MetadataBackend,
     {
         "json": "blobstore.backends.metadata.json:JsonBackend",
         "sqlite": "blobstore.backends.metadata.sql:SqlBackend",
@@ -319,14 +330,14 @@ metadata_backends: Registry[MetadataBackend] = Registry(
 file_formats: Registry[FileFormat] = Registry(
     "file format",
     "blobstore.file_formats",
-    FileFormat,  # type: ignore[type-abstract]
+    FileFormat,
     {},  # the built-in ones are chosen by extension: blobstore.autostore.formats
 )
 
-handler_classes: Registry[Handler] = Registry(
+handler_classes: Registry[Handler | DataHandler] = Registry(
     "handler",
     "blobstore.handlers",
-    Handler,  # type: ignore[type-abstract]
+    (Handler, DataHandler),
     {
         "numpy": "blobstore.handlers.numpy:NumpyHandler",
         "pandas": "blobstore.handlers.pandas:PandasHandler",
@@ -347,6 +358,14 @@ handler_classes: Registry[Handler] = Registry(
         "pickle": "blobstore.handlers.pickle:PickleHandler",
     },
 )
+
+AnyHandler = Handler | DataHandler | type[Handler] | type[DataHandler]
+"""What a store takes for a handler; classes are made without arguments."""
+
+_ADAPTER = "blobstore.handlers.data_handler:AdaptedHandler"
+
+_LOCAL_FILE = "blobstore.handlers.file.LocalFile"
+"""What `put_file` hands over: it means that very file, and is no object for whoever takes any."""
 
 _SPARSE = ("csr", "csc", "bsr", "coo", "dia", "dok", "lil")
 
@@ -379,7 +398,7 @@ _BUILTIN_TYPES: dict[str, tuple[str, ...]] = {
     "xarray.core.dataarray.DataArray": ("xarray",),
     "torch.Tensor": ("torch",),
     "torch.nn.parameter.Parameter": ("torch",),
-    "blobstore.handlers.file.LocalFile": ("file",),
+    _LOCAL_FILE: ("file",),
 }
 """Exact type -> built-in handlers to ask, so that no handler is imported to find out."""
 
@@ -408,8 +427,8 @@ class HandlerSet:
 
     Parameters
     ----------
-    extra : iterable of Handler
-        The store's own; asked before the built-in ones of the same priority.
+    extra : iterable of Handler or DataHandler
+        The store's own, or their classes; asked before the built-in ones of the same priority.
 
     Examples
     --------
@@ -417,14 +436,19 @@ class HandlerSet:
     'str'
     """
 
-    def __init__(self, extra: Iterable[Handler] = ()) -> None:
+    def __init__(self, extra: Iterable[AnyHandler] = ()) -> None:
         self._instances: dict[str, Handler] = {}
-        self._own: list[Handler] = []
+        self._own: list[tuple[AnyHandler, Handler]] = []
         self._by_type: dict[type, tuple[Handler, ...]] = {}
         for handler in extra:
             self.register(handler)
 
-    def register(self, handler: Handler) -> None:
+    @property
+    def given(self) -> tuple[AnyHandler, ...]:
+        """The store's own handlers, as they were given."""
+        return tuple(given for given, _ in self._own)
+
+    def register(self, handler: AnyHandler) -> None:
         """Add a handler to this store.
 
         Raises
@@ -432,13 +456,21 @@ class HandlerSet:
         ConfigError
             It is no handler, or its name is taken.
         """
-        if not isinstance(handler, Handler):
-            raise ConfigError(f"a handler must be an instance of Handler, not {handler!r}")
-        if handler.name in self._instances or handler.name in handler_classes.names():
-            raise ConfigError(f"there is a handler named {handler.name!r} already: rename yours")
-        self._own.append(handler)
-        self._instances[handler.name] = handler
-        self._by_type.clear()
+        made = as_handler(handler)
+        if made.name in self._instances or made.name in handler_classes.names():
+            raise ConfigError(f"there is a handler named {made.name!r} already: rename yours")
+        self._own = [*self._own, (handler, made)]
+        self._instances[made.name] = made
+        self._by_type = {}
+
+    def unregister(self, handler: AnyHandler) -> bool:
+        """Take a handler out of this store, by itself or its class; whether it was there."""
+        gone = [pair for pair in self._own if _is_handler(pair, handler)]
+        self._own = [pair for pair in self._own if not _is_handler(pair, handler)]
+        for _, made in gone:
+            del self._instances[made.name]
+        self._by_type = {}
+        return bool(gone)
 
     def by_name(self, name: str) -> Handler:
         """The handler that an entry names.
@@ -447,17 +479,26 @@ class HandlerSet:
         ------
         DecodeError
             No such handler is installed here.
+        ConfigError
+            What a package offers under that name is no handler, or has another name, under which
+            it would not be found again.
         """
         found = self._instances.get(name)
         if found is None:
-            try:
-                found = handler_classes.get(name)()
-            except ConfigError as exc:
+            cls = handler_classes.find(name)
+            if cls is None:
                 raise DecodeError(
                     f"the entry was stored by the handler {name!r}, which is not here: install the "
-                    "package that offers it, or give it to the store as handlers=[...]"
-                ) from exc
-            found = self._instances.setdefault(name, found)
+                    "package that offers it, or give it to the store as handlers=[...], or with "
+                    "register_handler"
+                )
+            made = as_handler(cls)
+            if made.name != name:
+                raise ConfigError(
+                    f"the entry point {name!r} offers a handler whose name is {made.name!r}, under "
+                    "which nobody would find it again: give both one name"
+                )
+            found = self._instances.setdefault(name, made)
         return found
 
     def plan(self, obj: Any, options: WriteOptions) -> Planned:
@@ -482,9 +523,10 @@ class HandlerSet:
 
     def candidates(self, cls: type) -> tuple[Handler, ...]:
         """Handlers to ask for objects of exactly this type, in order."""
-        found = self._by_type.get(cls)
+        known = self._by_type  # another one once a handler comes or goes
+        found = known.get(cls)
         if found is None:
-            found = self._by_type[cls] = self._find(cls)
+            found = known[cls] = self._find(cls)
         return found
 
     def _offered(self) -> list[Handler]:
@@ -500,12 +542,12 @@ class HandlerSet:
 
     def _find(self, cls: type) -> tuple[Handler, ...]:
         name, bases = _name_of(cls), base_names(cls)
-        offered = self._offered()
+        own, offered = [made for _, made in self._own], self._offered()
         rivals = [
             handler
-            for handler in (*self._own, *offered)
+            for handler in (*own, *offered)
             if name in handler.type_names
-            or "*" in handler.type_names
+            or ("*" in handler.type_names and name != _LOCAL_FILE)
             or not bases.isdisjoint(handler.base_names)
         ]
         listed = [*_BUILTIN_TYPES.get(name, ())]
@@ -513,6 +555,50 @@ class HandlerSet:
             listed += names if base in bases else ()
         builtin = [self.by_name(n) for n in dict.fromkeys((*listed, "pickle"))]
         return tuple(sorted((*rivals, *builtin), key=lambda handler: -handler.priority))
+
+
+def make_handler(name: str) -> Handler:
+    """A new handler of that name; errors as of `Registry.get`.
+
+    Examples
+    --------
+    >>> make_handler("str").type_names
+    ('builtins.str',)
+    """
+    return as_handler(handler_classes.get(name))
+
+
+def as_handler(given: AnyHandler) -> Handler:
+    """A handler, whatever a user calls one.
+
+    Raises
+    ------
+    ConfigError
+        It is neither a `Handler`, nor a `DataHandler`, nor a class of these that needs no arguments.
+    """
+    made = given
+    if isinstance(given, type) and issubclass(given, Handler | DataHandler):
+        try:
+            made = given()
+        except TypeError as exc:
+            raise ConfigError(
+                f"the handler {given.__name__} cannot be made without arguments ({exc}): give an "
+                "instance of it"
+            ) from exc
+    if isinstance(made, Handler):
+        return made
+    if isinstance(made, DataHandler):
+        adapted: Handler = load(_ADAPTER)(made)
+        return adapted
+    raise ConfigError(
+        f"a handler must be a Handler or a DataHandler, or a class of these, not {given!r}"
+    )
+
+
+def _is_handler(pair: tuple[AnyHandler, Handler], wanted: object) -> bool:
+    given, made = pair
+    adapted = getattr(made, "handler", made)
+    return any(wanted is one for one in (given, made, type(made), adapted, type(adapted)))
 
 
 def _name_of(cls: type) -> str:

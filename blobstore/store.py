@@ -46,7 +46,6 @@ from blobstore.maintenance import GcReport, VerifyReport
 from blobstore.protocols import (
     Copy,
     Delete,
-    Handler,
     MetadataBackend,
     ObjectStore,
     Patch,
@@ -54,7 +53,7 @@ from blobstore.protocols import (
 )
 from blobstore.query import Query, Where
 from blobstore.reading import LoadPolicy, Pickle, Reader
-from blobstore.registry import HandlerSet
+from blobstore.registry import AnyHandler, HandlerSet
 from blobstore.signing import Keyring, Signer
 from blobstore.streams import copy_stream
 from blobstore.trust import TypePatterns
@@ -106,8 +105,8 @@ class BlobStore(Asking):
         Change nothing; every writing method raises `NotSupportedError`.
     verify_on_read : bool
         Compare checksums before decoding. Pickles are always checked.
-    handlers : iterable of Handler, optional
-        Handlers of your own, asked before the built-in ones of the same priority.
+    handlers : iterable of Handler or DataHandler, optional
+        Handlers of your own, or their classes, asked before the built-in ones of the same priority.
     signing_keys : iterable of (bytes or str), optional
         32 bytes each: the first signs, all verify. By default those of ``BLOBSTORE_SIGNING_KEY``,
         else your own in ``~/.config/blobstore/signing.keys``, made when it is first needed.
@@ -167,7 +166,7 @@ class BlobStore(Asking):
         trusted_types: Iterable[str] = (),
         readonly: bool = False,
         verify_on_read: bool = True,
-        handlers: Iterable[Handler] | None = None,
+        handlers: Iterable[AnyHandler] | None = None,
         signing_keys: Iterable[bytes | str] | None = None,
         max_decompressed_bytes: int = MAX_DECOMPRESSED,
         close_blob_backend: bool = False,
@@ -185,8 +184,7 @@ class BlobStore(Asking):
             check_inline(inline_max_bytes)
         copies_path = check_local_cache(local_cache, local_cache_bytes)
         folder.check_backends(backend, blob_backend)
-        own_handlers = tuple(handlers or ())
-        self._handlers = HandlerSet(own_handlers)
+        self._handlers = HandlerSet(handlers or ())
         self._readonly = bool(readonly)
         self.path, self._objects = folder.open_objects(
             cache_dir, blob_backend, fsync=bool(fsync), readonly=self._readonly
@@ -204,7 +202,6 @@ class BlobStore(Asking):
             "trusted_types": types.patterns,
             "readonly": readonly,
             "verify_on_read": verify_on_read,
-            "handlers": own_handlers,
             "signing_keys": own_keys,
             "max_decompressed_bytes": max_decompressed_bytes,
             "close_blob_backend": close_blob_backend,
@@ -754,16 +751,35 @@ class BlobStore(Asking):
 
     # --- looking after it ---
 
-    def register_handler(self, handler: Handler) -> None:
-        """Add a handler to this store; see `blobstore.Handler`.
+    def register_handler(self, handler: AnyHandler) -> None:
+        """Add a handler to this store: a `blobstore.Handler`, or a `blobstore.DataHandler`.
+
+        Parameters
+        ----------
+        handler : Handler or DataHandler
+            Or a class of these that needs no arguments.
 
         Raises
         ------
         ConfigError
-            Its name is taken.
+            It is none, or its name is taken.
         """
         self._handlers.register(handler)
-        self._arguments["handlers"] = (*self._arguments["handlers"], handler)
+
+    def unregister_handler(self, handler: AnyHandler) -> bool:
+        """Take a handler out of this store; what it stored stays, and is not read without it.
+
+        Parameters
+        ----------
+        handler : Handler or DataHandler
+            What was registered, or its class.
+
+        Returns
+        -------
+        bool
+            False if it was not there.
+        """
+        return self._handlers.unregister(handler)
 
     def verify(self, deep: bool = False) -> VerifyReport:
         """Hold index, blobs and (if `deep`) every stored byte against each other.
@@ -855,7 +871,7 @@ class BlobStore(Asking):
                 f"the bytes of {self!r} are in the memory of this process, where a copy elsewhere "
                 "could not read them: keep them in another blob_backend"
             )
-        return _reopen, (self._arguments,)
+        return _reopen, ({**self._arguments, "handlers": self._handlers.given},)
 
     def __repr__(self) -> str:
         state = "closed " if self._closed else ""

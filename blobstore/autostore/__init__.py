@@ -11,7 +11,7 @@ from blobstore.autostore.store import AutoStore, FileMetadata
 from blobstore.config.s3 import S3StorageConfig
 from blobstore.config.storage import StorageConfig
 from blobstore.errors import StorageError
-from blobstore.files.adapter import DataHandler
+from blobstore.protocols.data_handler import DataHandler
 from blobstore.protocols.file_format import FileContext, FileFormat
 
 __all__ = [

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from blobstore.errors import ConfigError, MissingDependencyError, StorageError
-from blobstore.files.adapter import DataHandler, HandlerFormat
+from blobstore.files.adapter import HandlerFormat
+from blobstore.protocols import DataHandler
 from blobstore.protocols.file_format import FileFormat
 from blobstore.registry import file_formats, load
 
@@ -90,9 +91,7 @@ class Formats:
             It is none, or one of that name is registered.
         """
         given: Any = handler
-        added = HandlerFormat(given) if _looks_like_handler(given) else given
-        if not isinstance(added, FileFormat):
-            raise ConfigError(f"a handler must be a DataHandler or a FileFormat, not {handler!r}")
+        added = given if isinstance(given, FileFormat) else _adapted(given)
         with self._lock:
             if any(added.name == other.name for other in self._registered):
                 raise ConfigError(
@@ -193,12 +192,10 @@ def built_in() -> Iterable[tuple[str, tuple[str, ...]]]:
     return [(lazy.target, lazy.extensions) for lazy in _BUILTIN]
 
 
-def _looks_like_handler(obj: Any) -> bool:
-    """Whether an object has what a `DataHandler` has, if it is a subclass or not."""
-    names = ("can_handle_extension", "can_handle_data", "read_from_file", "write_to_file")
-    return not isinstance(obj, type | FileFormat) and all(
-        callable(getattr(obj, n, None)) for n in names
-    )
+def _adapted(given: Any) -> FileFormat:
+    if not isinstance(given, DataHandler):
+        raise ConfigError(f"a handler must be a DataHandler or a FileFormat, not {given!r}")
+    return HandlerFormat(given)
 
 
 def _is(each: FileFormat, handler: Any) -> bool:

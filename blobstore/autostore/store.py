@@ -22,9 +22,9 @@ from blobstore.errors import (
     StorageError,
     UnsupportedTypeError,
 )
-from blobstore.files.adapter import DataHandler
 from blobstore.files.trust import SIGNED, FileTrust
 from blobstore.limits import MAX_DECOMPRESSED
+from blobstore.protocols.data_handler import DataHandler
 from blobstore.protocols.file_format import FileContext, FileFormat
 
 T = TypeVar("T")

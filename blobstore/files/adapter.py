@@ -1,66 +1,18 @@
-"""DataHandler: the older way to add a format, by paths; and the adapter that makes it one of ours."""
+"""The adapter that makes a `DataHandler` one of our formats."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blobstore.errors import ConfigError, UnsupportedTypeError
+from blobstore.errors import UnsupportedTypeError
 from blobstore.files.options import refuse_options
+from blobstore.protocols.data_handler import DataHandler, extensions_of, priority_of
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source, copy_stream
-
-
-class DataHandler(ABC):
-    """Reads and writes files of some extensions, given their paths. Subclass it, and register it.
-
-    Examples
-    --------
-    >>> class UpperHandler(DataHandler):
-    ...     extensions = [".upper"]
-    ...     priority = 15
-    ...     def can_handle_extension(self, extension): return extension == ".upper"
-    ...     def can_handle_data(self, data): return isinstance(data, str) and data.isupper()
-    ...     def read_from_file(self, file_path, file_extension): return file_path.read_text()
-    ...     def write_to_file(self, data, file_path, file_extension): file_path.write_text(data)
-    >>> import tempfile
-    >>> from blobstore.autostore import AutoStore
-    >>> with AutoStore(tempfile.mkdtemp()) as store:
-    ...     store.register_handler(UpperHandler())
-    ...     store["shout"] = "HELLO"
-    ...     list(store.list_files()), store["shout"]
-    (['shout.upper'], 'HELLO')
-    """
-
-    @abstractmethod
-    def can_handle_extension(self, extension: str) -> bool:
-        """Whether it reads files of this extension (with its dot)."""
-
-    @abstractmethod
-    def can_handle_data(self, data: Any) -> bool:
-        """Whether it writes this object where the key names no extension."""
-
-    @abstractmethod
-    def read_from_file(self, file_path: Path, file_extension: str) -> Any:
-        """Read a file."""
-
-    @abstractmethod
-    def write_to_file(self, data: Any, file_path: Path, file_extension: str) -> None:
-        """Make a file, which is put into place afterwards."""
-
-    @property
-    @abstractmethod
-    def extensions(self) -> Any:
-        """The extensions, with their dots; the first is the usual one."""
-
-    @property
-    @abstractmethod
-    def priority(self) -> int:
-        """Handlers of a higher one are asked first."""
 
 
 class HandlerFormat(FileFormat):
@@ -73,20 +25,17 @@ class HandlerFormat(FileFormat):
     Raises
     ------
     ConfigError
-        It names no extension.
+        It names no extension, or no priority.
     """
 
     first = 1000
     """Handlers of one's own are asked before the built-in ones; among them their priority counts."""
 
     def __init__(self, handler: DataHandler) -> None:
-        given: Any = handler.extensions
         self.handler = handler
         self.name = type(handler).__name__
-        self.extensions = tuple(str(extension).lower() for extension in given)
-        self.priority = self.first + int(handler.priority)
-        if not self.extensions or not all(e.startswith(".") and e[1:] for e in self.extensions):
-            raise ConfigError(f"{self.name}.extensions must be a list like ['.log'], not {given!r}")
+        self.extensions = extensions_of(handler)
+        self.priority = self.first + priority_of(handler)
 
     def can_handle(self, obj: Any) -> bool:
         """Ask the handler."""
@@ -107,8 +56,10 @@ class HandlerFormat(FileFormat):
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Let the handler read a file."""
         refuse_options(context, options)
-        with source.path() as lent, _named(context) as path:
-            path.symlink_to(lent.absolute())
+        with _named(context) as path:
+            # A copy: code that opens its file for writing must not change what is stored.
+            with source.open() as file, path.open("xb") as out:
+                copy_stream(file, out)
             return self.handler.read_from_file(path, context.extension)
 
 

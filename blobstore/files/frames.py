@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from blobstore.errors import InvalidInputError, UnsupportedTypeError
 from blobstore.files.options import reading, refuse_options
 from blobstore.files.trust import FileTrust, growth_limit
-from blobstore.protocols import Handler, StoredPart, WriteOptions
+from blobstore.protocols import StoredPart, WriteOptions
 from blobstore.protocols.file_format import FileContext, FileFormat
-from blobstore.registry import handler_classes, load_module
+from blobstore.registry import load_module, make_handler
 from blobstore.streams import Sink, Source
 
 _OPTIONS = WriteOptions("zstd", 3)
@@ -74,7 +74,7 @@ class ParquetFormat(FileFormat):
         library = library_of(obj)
         if library == "pyarrow":
             obj = obj.replace_schema_metadata({**(obj.schema.metadata or {}), _BY_ARROW: b"1"})
-        handler = handler_classes.get("arrow" if library == "pyarrow" else library)()
+        handler = make_handler("arrow" if library == "pyarrow" else library)
         (part,) = handler.plan(obj, _OPTIONS).parts
         if not part.encoding().extension.startswith(".parquet"):
             raise UnsupportedTypeError(f"{context.key!r}: Parquet does not hold this frame exactly")
@@ -129,7 +129,7 @@ def _by_handler(
     info: dict[str, Any],
     options: dict[str, Any],
 ) -> Any:
-    handler: Handler = handler_classes.get(name)()
+    handler = make_handler(name)
     limits = FileTrust.of(context).limits
     part = StoredPart("data", source, "none", name, handler.format_version, limits)
     return handler.read({"data": part}, info, **options)

@@ -41,7 +41,7 @@ class FileHandler(Handler):
 
     def plan(self, obj: Any, options: WriteOptions) -> Plan:
         """One part, in the same format as bytes: equal content is shared with them."""
-        part = _FilePart(obj.path, options)
+        part = FilePart(obj.path, options)
         return Plan("file", {"name": obj.path.name, "nbytes": part.size_hint}, (part,))
 
     def read(self, parts: Mapping[str, StoredPart], info: Mapping[str, Any], **options: Any) -> Any:
@@ -64,20 +64,46 @@ def _open(path: Path) -> io.FileIO:
     return file
 
 
-class _FilePart(PlannedPart):
-    handler = BytesHandler.name
+class FilePart(PlannedPart):
+    """The content of a file, streamed, and compressed if that pays.
 
-    def __init__(self, path: Path, options: WriteOptions) -> None:
+    Parameters
+    ----------
+    path : Path
+        Not changed until the part is written.
+    options : WriteOptions
+    handler : str
+    extension : str
+        Of the stored blob; the codec's is added.
+    tag : bytes
+        What the digest begins with: content of another tag is other content.
+    executable : bool
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        options: WriteOptions,
+        *,
+        handler: str = BytesHandler.name,
+        extension: str = ".bin",
+        tag: bytes = b"blobstore:bytes:1\0",
+        executable: bool = False,
+    ) -> None:
+        self.handler = handler
+        self.executable = executable
         self._path = path
         self._options = options
+        self._extension = extension
+        self._tag = tag
         self._encoding: Encoding | None = None
         self._digested: str | None = None
         with self._source() as source:
             self.size_hint = source.size
 
     def digest(self, hasher: Hasher) -> None:
-        """Hash the content, as `digest_bytes` would."""
-        hasher.update(b"blobstore:bytes:1\0")
+        """Hash the content; by default as `digest_bytes` would."""
+        hasher.update(self._tag)
         seen = new_checksum(executable=False)
         for chunk in self._chunks():
             hasher.update(chunk)
@@ -108,7 +134,7 @@ class _FilePart(PlannedPart):
                     for start in range(0, source.size, step)
                 ]
             codec = codecs.choose(self._options.codec, self._options.level, pieces)
-            self._encoding = Encoding(codec, ".bin" + codecs.get(codec).extension)
+            self._encoding = Encoding(codec, self._extension + codecs.get(codec).extension)
         return self._encoding
 
     def write(self, sink: Sink) -> None:

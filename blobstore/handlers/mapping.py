@@ -28,7 +28,7 @@ from blobstore.protocols import (
     StoredPart,
     WriteOptions,
 )
-from blobstore.registry import base_names, handler_classes
+from blobstore.registry import base_names, make_handler
 from blobstore.streams import BytesSource, Hasher, MemorySink
 
 SKELETON = "skeleton"
@@ -183,7 +183,7 @@ def _reader_of(name: str) -> LeafHandler:
             f"a part of a container was stored by the handler {name!r}, which is not known here: "
             "upgrade blobstore"
         )
-    handler = handler_classes.get(name)()
+    handler = make_handler(name)
     assert isinstance(handler, LeafHandler)
     return handler
 

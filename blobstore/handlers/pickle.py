@@ -21,7 +21,7 @@ from blobstore.errors import BlobStoreError, DecodeError, UnsupportedTypeError
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.stream import StreamPart, open_stream, read_stream
 from blobstore.protocols import Handler, Plan, StoredPart, WriteOptions
-from blobstore.registry import handler_classes
+from blobstore.registry import make_handler
 from blobstore.streams import CHUNK, Buffer, Hasher
 from blobstore.trust import Trust
 
@@ -239,7 +239,7 @@ def known_types(obj: Any, hasher: Hasher) -> bool:
     name = _CANONICAL_BY.get(f"{cls.__module__}.{cls.__qualname__}")
     if name is None:
         return False
-    handler = handler_classes.get(name)()
+    handler = make_handler(name)
     if not handler.can_handle(obj):
         return False
     try:

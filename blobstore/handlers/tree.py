@@ -28,7 +28,7 @@ from blobstore.handlers import classes
 from blobstore.handlers.leaves import LeafHandler, NamedPart, plan_by_size
 from blobstore.handlers.stream import StreamPart, read_stream
 from blobstore.protocols import PlannedPart, StoredPart, WriteOptions
-from blobstore.registry import handler_classes
+from blobstore.registry import make_handler
 from blobstore.streams import BytesSource, Hasher, MemorySink
 from blobstore.trust import NOTHING, Trust
 
@@ -317,7 +317,7 @@ def leaf_handler(name: str) -> LeafHandler:
     """The handler of a leaf."""
     if name not in LEAVES.values():
         raise DecodeError(f"a leaf is stored by the handler {name!r}, not known here: upgrade")
-    handler = handler_classes.get(name)()
+    handler = make_handler(name)
     assert isinstance(handler, LeafHandler)
     return handler
 

@@ -4,6 +4,7 @@ Each is an abstract class with a small core to write and defaults for the rest. 
 implementation must do beyond the signatures is written as tests in `blobstore.testing`.
 """
 
+from blobstore.protocols.data_handler import DataHandler
 from blobstore.protocols.handler import (
     Encoding,
     Handler,
@@ -41,6 +42,7 @@ __all__ = [
     "Capabilities",
     "CommitResult",
     "Copy",
+    "DataHandler",
     "Delete",
     "Encoding",
     "Expected",

@@ -128,7 +128,8 @@ class Handler(ABC):
     priority : int
         Of two handlers that can handle an object the higher one does.
     type_names : tuple of str
-        Exact types by ``module.qualname``, compared without importing anything; "*" is any type.
+        Exact types by ``module.qualname``, compared without importing anything; "*" is any type
+        (but not the files of `put_file`).
     base_names : tuple of str
         Types in the same way, of which subclasses are meant as well; "dataclasses.dataclass" stands
         for every class that this decorator made.

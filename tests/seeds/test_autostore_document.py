@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from blobstore import BlobStore
 from blobstore.autostore import AutoStore, DataHandler, S3Backend, S3StorageConfig
 
 
@@ -199,6 +200,11 @@ def test_custom_data_handlers():
     store["app"] = logs
     assert Path("data/app.log").read_text().count("\n") == 2
     assert store["app"] == store["app.log"] == logs
+    with BlobStore("./objects") as objects:
+        objects.register_handler(CustomLogHandler())
+        objects["app"] = logs
+        assert objects["app"] == logs
+        assert objects.get_metadata("app")["handler"] == "customloghandler"
 
 
 def test_file_operations():

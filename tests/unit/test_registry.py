@@ -408,9 +408,8 @@ def test_names_of_handlers_are_their_own(plugins):
 
 
 def test_a_handler_that_is_not_here(plugins):
-    with pytest.raises(DecodeError, match="'thing'") as caught:
+    with pytest.raises(DecodeError, match="'thing', which is not here"):
         HandlerSet().by_name("thing")
-    assert isinstance(caught.value.__cause__, ConfigError)
 
 
 def test_a_package_whose_handler_cannot_be_loaded_breaks_nobody_else(
