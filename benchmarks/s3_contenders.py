@@ -94,6 +94,16 @@ class BareObstore(S3Contender):
         return self.obstore.get(self.store, key).bytes()
 
 
+class ObstoreBytes(BareObstore):
+    note = (
+        "the same, made into the `bytes` that most callers need, as the others give them: a copy into "
+        "memory that the system has to clear first"
+    )
+
+    def get(self, key: str) -> Any:
+        return self.obstore.get(self.store, key).bytes().to_bytes()
+
+
 class BareBoto3(S3Contender):
     note = (
         "put_object and get_object, max_pool_connections=16; large ones by upload_fileobj and "
@@ -161,6 +171,7 @@ class InS3fs(S3Contender):
 S3_CONTENDERS: dict[str, type[Contender]] = {
     "BucketStore": InBucket,
     "obstore S3": BareObstore,
+    "obstore S3 bytes": ObstoreBytes,
     "boto3": BareBoto3,
     "s3fs": InS3fs,
 }
