@@ -94,7 +94,12 @@ class JsonLinesFormat(FileFormat):
 
     def can_handle(self, obj: Any) -> bool:
         """At least one dictionary, and nothing else."""
-        return bool(obj) and all(type(item) is dict for item in obj) and is_exact(obj)
+        return (
+            type(obj) is list
+            and len(obj) > 0
+            and all(type(item) is dict for item in obj)
+            and is_exact(obj)
+        )
 
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
         """Write the dictionaries."""

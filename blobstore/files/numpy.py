@@ -13,7 +13,7 @@ import numpy as np
 
 from blobstore.ast_race import parsing_again
 from blobstore.errors import DecodeError, InvalidInputError
-from blobstore.files.options import reading, refuse_options
+from blobstore.files.options import lent, reading, refuse_options, wanted_names
 from blobstore.files.trust import growth_limit
 from blobstore.limits import check_archive
 from blobstore.protocols.file_format import FileContext, FileFormat
@@ -31,12 +31,26 @@ beyond all memory the last two."""
 
 def is_plain(obj: Any) -> bool:
     """Whether NPY holds an array exactly, without Python objects."""
-    return (
-        type(obj) is np.ndarray
-        and not obj.dtype.hasobject
-        and obj.dtype.metadata is None
-        and np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(obj.dtype)) == obj.dtype
-    )
+    return type(obj) is np.ndarray and not obj.dtype.hasobject and _is_told(obj.dtype)
+
+
+def _is_told(dtype: np.dtype[Any]) -> bool:
+    """Whether the header of NPY says a type exactly."""
+    if _says_more(dtype):
+        return False
+    try:
+        return bool(np.lib.format.descr_to_dtype(np.lib.format.dtype_to_descr(dtype)) == dtype)
+    except ValueError:  # fields that overlap, or lie in another order than they are named in
+        return False
+
+
+def _says_more(dtype: np.dtype[Any]) -> bool:
+    """Whether a type, or one inside it, has notes or gives records, which equality leaves out."""
+    if dtype.metadata is not None or issubclass(dtype.type, np.record):
+        return True
+    if dtype.subdtype is not None:
+        return _says_more(dtype.subdtype[0])
+    return any(_says_more(field[0]) for field in (dtype.fields or {}).values())
 
 
 def write_npy(file: Any, array: Any) -> None:
@@ -91,14 +105,18 @@ class NpzFormat(FileFormat):
 
     def can_handle(self, obj: Any) -> bool:
         """At least one array, each with a name that a zip file keeps."""
-        return bool(obj) and all(
-            type(name) is str and _is_member(name) and is_plain(array)
-            for name, array in obj.items()
+        return (
+            isinstance(obj, dict)
+            and len(obj) > 0
+            and all(
+                type(name) is str and _is_member(name) and is_plain(array)
+                for name, array in obj.items()
+            )
         )
 
     def write(self, obj: Mapping[str, Any], sink: Sink, context: FileContext) -> None:
         """Write a zip of NPY files, uncompressed."""
-        with zipfile.ZipFile(sink.path(), "w", zipfile.ZIP_STORED) as archive:
+        with lent(sink, context) as path, zipfile.ZipFile(path, "w") as archive:  # uncompressed
             for name, array in obj.items():
                 info = zipfile.ZipInfo(name + _SUFFIX)  # of no time: equal arrays, equal bytes
                 with archive.open(info, "w", force_zip64=True) as member:
@@ -110,7 +128,7 @@ class NpzFormat(FileFormat):
         with reading(context, *MALFORMED), source.open() as file:
             check_growth(file, source.size, context)
             with np.load(file, allow_pickle=False) as archive:
-                names = options.get("names")
+                names = wanted_names(options, context)
                 if unknown := set(names or ()) - set(archive.files):
                     raise InvalidInputError(
                         f"there is no array {min(unknown)!r}: there are {', '.join(archive.files)}",

@@ -41,7 +41,7 @@ class PickleFormat(FileFormat):
         try:
             # Written as it is made, so that a large array is not held twice.
             pickle.Pickler(_Hashed(sink, hasher), protocol=_PROTOCOL).dump(obj)
-        except (BlobStoreError, OSError, MemoryError):
+        except (BlobStoreError, MemoryError):
             raise
         except Exception as exc:
             # The object's class says by code of its own what is pickled, which may raise anything.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from blobstore.files.options import refuse_options
-from blobstore.files.trust import FileTrust
+from blobstore.files.trust import FileTrust, ZipSigner
 from blobstore.handlers.skops import SkopsHandler
 from blobstore.protocols import StoredPart, WriteOptions
 from blobstore.protocols.file_format import FileContext, FileFormat
@@ -39,9 +39,9 @@ class SkopsFormat(FileFormat):
         (part,) = SkopsHandler().plan(obj, _PLAIN).parts
         with MemorySink() as written:
             part.write(written)
-        path = sink.path()
-        path.write_bytes(written.content)
-        FileTrust.of(context).sign_zip(path, context.key)
+        signer = ZipSigner(sink, FileTrust.of(context), context.key)
+        signer.write(written.content)
+        signer.finish()
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read the estimator."""

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from blobstore.ast_race import parsing_again
 from blobstore.errors import DecodeError
 from blobstore.files.numpy import MALFORMED, check_growth, write_npy
-from blobstore.files.options import reading, refuse_options
+from blobstore.files.options import lent, reading, refuse_options
 from blobstore.files.trust import growth_limit
 from blobstore.handlers.sparse import BYTES_OF_LISTS
 from blobstore.limits import bomb
@@ -45,13 +45,13 @@ class SparseFormat(FileFormat):
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
         """Write the arrays it is made of."""
         stored = obj if obj.format in _ITS_OWN else obj.tocoo()
-        path = sink.path()
-        with path.open("wb") as file:
-            sp.save_npz(file, stored, compressed=False)
-        if stored is not obj:
-            info = zipfile.ZipInfo(f"{_FORMAT}.npy")
-            with zipfile.ZipFile(path, "a") as archive, archive.open(info, "w") as member:
-                write_npy(member, np.array(obj.format.encode()))
+        with lent(sink, context) as path:
+            with path.open("wb") as file:
+                sp.save_npz(file, stored, compressed=False)
+            if stored is not obj:
+                info = zipfile.ZipInfo(f"{_FORMAT}.npy")
+                with zipfile.ZipFile(path, "a") as archive, archive.open(info, "w") as member:
+                    write_npy(member, np.array(obj.format.encode()))
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read the matrix."""

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
+import struct
+import tempfile
 import zipfile
+import zlib
 from collections import OrderedDict
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 
 from blobstore.errors import DecodeError, UnsupportedTypeError
-from blobstore.files.options import reading, refuse_options
-from blobstore.files.trust import FileTrust
+from blobstore.files.options import reading, refuse_options, writing
+from blobstore.files.trust import FileTrust, ZipSigner
 from blobstore.limits import check_archive
 from blobstore.protocols.file_format import FileContext, FileFormat
-from blobstore.streams import BytesSource, Sink, Source
+from blobstore.streams import CHUNK, BytesSource, Sink, Source
 
-_MALFORMED = (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile)
+_MALFORMED = (
+    *(RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError),
+    *(TypeError, AttributeError, IndexError, OverflowError, MemoryError, struct.error),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""What PyTorch raises for damaged files."""
 _REFUSALS = (
     pickle.PicklingError,
     TypeError,
     AttributeError,
     RecursionError,
-    NotImplementedError,
+    RuntimeError,  # NotImplementedError, too; scripted modules
     ValueError,
 )
 _WHOLE = "a PyTorch file that holds more than tensors"
@@ -55,18 +65,25 @@ class TorchFormat(FileFormat):
             It holds more than tensors, and the store was opened with ``pickle="deny"``.
         """
         trust = FileTrust.of(context)
-        path = sink.path()
-        try:
-            torch.save(obj, path)
-        except _REFUSALS as exc:
-            raise UnsupportedTypeError(
-                f"{context.key!r}: PyTorch cannot save this: {exc}. Store its tensors, for instance "
-                "the state_dict of a module",
-                key=context.key,
-            ) from exc
-        if trust.mode == "deny" and torch.serialization.get_unsafe_globals_in_checkpoint(path):
-            trust.check_allowed(context.key, _WHOLE)
-        trust.sign_zip(path, context.key)
+        signer = ZipSigner(sink, trust, context.key)
+        if trust.mode == "deny":
+            self._write_tensors(obj, signer, trust, context)
+        else:
+            _save(obj, signer, context)
+        signer.finish()
+
+    def _write_tensors(
+        self, obj: Any, signer: ZipSigner, trust: FileTrust, context: FileContext
+    ) -> None:
+        """Write what holds nothing but tensors, which only the finished file tells."""
+        with writing(context), tempfile.TemporaryFile() as file:
+            _save(obj, file, context)
+            file.seek(0)
+            if torch.serialization.get_unsafe_globals_in_checkpoint(file):
+                trust.check_allowed(context.key, _WHOLE)
+            file.seek(0)
+            while chunk := file.read(CHUNK):
+                signer.write(chunk)
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read the file, to the CPU or where `map_location` says."""
@@ -82,6 +99,8 @@ class TorchFormat(FileFormat):
             except pickle.UnpicklingError as exc:
                 # In memory: what is unpickled is what was checked, whoever writes meanwhile.
                 held = BytesSource(source.read())
+                if trust.doubt(held, context.key, zipped=True) is not None:
+                    _check_whole(held, context)
                 trust.require(held, context.key, _WHOLE, exc)
         try:
             return torch.load(held.open(), map_location=where, weights_only=False)
@@ -92,6 +111,59 @@ class TorchFormat(FileFormat):
                 "the code that defines it",
                 key=context.key,
             ) from exc
+
+
+def _check_whole(source: Source, context: FileContext) -> None:
+    """Tell a file that is damaged from one that is not trusted; nothing of it is loaded.
+
+    Raises
+    ------
+    DecodeError
+    """
+    try:
+        with source.open() as file:
+            if zipfile.is_zipfile(file) or source.read_range(0, 2) == b"PK":
+                _check_members(file, source.size)
+            else:  # as PyTorch wrote them before 1.6: pickles, of which the first is a mere number
+                file.seek(0)
+                for _ in pickletools.genops(file):
+                    pass
+    except _MALFORMED as exc:
+        raise DecodeError(
+            f"{context.key!r} cannot be read as a {context.extension} file: it is damaged ({exc}). "
+            "Replace it by a copy",
+            key=context.key,
+        ) from exc
+
+
+def _check_members(file: BinaryIO, size: int) -> None:
+    """Read all that is in a zip file, of which PyTorch compresses nothing, and compare checksums."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+        if compressed or sum(member.file_size for member in members) > size:
+            return  # none of PyTorch's; it could be read without end
+        damaged = archive.testzip()
+        comment = len(archive.comment)
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"the checksum of {damaged!r} is wrong")
+    file.seek(-comment - 2, io.SEEK_END)
+    if int.from_bytes(file.read(2), "little") != comment:
+        raise zipfile.BadZipFile("its end is missing")
+
+
+def _save(obj: Any, file: Any, context: FileContext) -> None:
+    try:
+        torch.save(obj, file)
+    except _REFUSALS as exc:
+        failure = getattr(file, "failure", None)
+        if failure is not None:  # a full disk, whatever PyTorch makes of it
+            raise failure from exc
+        raise UnsupportedTypeError(
+            f"{context.key!r}: PyTorch cannot save this: {exc}. Store its tensors, for instance "
+            "the state_dict of a module",
+            key=context.key,
+        ) from exc
 
 
 def _holds_tensor(obj: Any, depth: int = 0) -> bool:

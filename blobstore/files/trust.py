@@ -12,17 +12,17 @@ import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from pathlib import Path
 
-from blobstore.errors import ConfigError, StorageError, UntrustedTypeError
+from blobstore.errors import BlobStoreError, ConfigError, StorageError, UntrustedTypeError
 from blobstore.limits import MAX_DECOMPRESSED, UNLIMITED, check_limit
 from blobstore.protocols import ObjectStore
 from blobstore.protocols.file_format import FileContext
 from blobstore.signing import Key, Keyring
-from blobstore.streams import CHUNK, Hasher, Source
+from blobstore.streams import CHUNK, Buffer, Hasher, Sink, Source, as_contiguous
 from blobstore.trust import EVERYTHING, Trust, TypePatterns
 
 _TRAILER = re.compile(rb"\nblobstore-signature:1:b3:([0-9a-f]{8}):([0-9a-f]{64})\n")
+_MARK = b"\nblobstore-signature:"
 SIZE = len("\nblobstore-signature:1:b3:12345678:\n") + 64
 """Bytes of a signature in a file."""
 
@@ -101,18 +101,6 @@ class FileTrust:
             return b""
         return f"\nblobstore-signature:1:b3:{by.id}:{_mac(by, key, digest)}\n".encode()
 
-    def sign_zip(self, path: Path, key: str) -> None:
-        """Put the signature into the comment of a zip file that has none."""
-        with path.open("r+b") as file:
-            hasher = new_hasher()
-            while chunk := file.read(CHUNK):
-                hasher.update(chunk)
-            trailer = self.signature(key, hasher.hexdigest())
-            file.seek(-2, 2)
-            if trailer and file.read(2) == b"\0\0":
-                file.seek(-2, 2)
-                file.write(len(trailer).to_bytes(2, "little") + trailer)
-
     def copy(self, objects: ObjectStore, source: str, target: str) -> bool:
         """Copy a file that is the reader's own, signed anew for its new name; whether it was."""
         zipped = not source.lower().endswith((".pkl", ".pickle"))
@@ -180,6 +168,8 @@ class FileTrust:
     def _doubt(self, trailer: bytes, key: str, digest: Callable[[], str]) -> str | None:
         found = _TRAILER.fullmatch(trailer)
         if found is None:
+            if _MARK in trailer:
+                return "its signature is damaged"
             return "it is not signed"
         key_id, mac = (part.decode() for part in found.groups())
         try:
@@ -190,7 +180,8 @@ class FileTrust:
             return f"it is signed by a key that is not yours ({key_id})"
         if not hmac.compare_digest(mac, _mac(by, key, digest())):
             return (
-                "its signature does not match: its content or name was changed since it was signed"
+                "its signature does not match: its content or name was changed, or it was damaged, "
+                "since it was signed"
             )
         return None
 
@@ -198,6 +189,67 @@ class FileTrust:
 def growth_limit(context: FileContext, stored: int) -> int:
     """How many bytes a file of `stored` bytes may become, as its store says."""
     return FileTrust.of(context).growth_limit(stored)
+
+
+class ZipSigner:
+    """A file as far as makers of zip files write to one, which signs what goes through it.
+
+    Nothing is written twice, nor lies anywhere unsigned: the last two bytes, which are the length
+    of the comment, are held back until the signature that becomes the comment is known.
+
+    Parameters
+    ----------
+    sink : Sink
+    trust : FileTrust
+    key : str
+        Name of the file in its store.
+
+    Attributes
+    ----------
+    failure : Exception or None
+        What the sink refused with. Libraries that write through native code lose it on the way.
+    """
+
+    failure: Exception | None = None
+
+    def __init__(self, sink: Sink, trust: FileTrust, key: str) -> None:
+        self._sink = sink
+        self._trust = trust
+        self._key = key
+        self._hasher = new_hasher()
+        self._held = b""
+
+    def write(self, data: Buffer, /) -> int:
+        """Pass on all but the last two bytes so far."""
+        given = view = memoryview(as_contiguous(data))
+        if len(view) < 2:
+            view = memoryview(self._held + view)
+        else:
+            self._pass_on(memoryview(self._held))
+        self._pass_on(view[:-2])
+        self._held = bytes(view[-2:])
+        return len(given)
+
+    def flush(self) -> None:
+        """Do nothing; PyTorch insists."""
+
+    def finish(self) -> None:
+        """Write the signature, unless the file has a comment already."""
+        self._hasher.update(self._held)
+        trailer = self._trust.signature(self._key, self._hasher.hexdigest())
+        if trailer and self._held == b"\0\0":
+            self._held = len(trailer).to_bytes(2, "little") + trailer
+        self._sink.write(self._held)
+
+    def _pass_on(self, data: memoryview) -> None:
+        if not data:
+            return
+        self._hasher.update(data)
+        try:
+            self._sink.write(data)
+        except (BlobStoreError, OSError) as exc:
+            self.failure = exc
+            raise
 
 
 class _ContentHasher:
