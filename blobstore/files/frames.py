@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 from blobstore.errors import InvalidInputError, UnsupportedTypeError
-from blobstore.files.options import reading, refuse_options
+from blobstore.files.options import lent, reading, refuse_options, wanted_names
 from blobstore.files.trust import FileTrust, growth_limit
 from blobstore.protocols import StoredPart, WriteOptions
 from blobstore.protocols.file_format import FileContext, FileFormat
@@ -37,10 +38,12 @@ def usual_library() -> str:
     return "polars" if importlib.util.find_spec("polars") is not None else "pandas"
 
 
-def _wanted_library(options: dict[str, Any], default: str) -> str:
+def _wanted_library(options: dict[str, Any], default: str, *, lazy: bool) -> str:
     wanted = options.pop("library", None)
     if wanted is None:
         return default
+    if lazy and wanted != "polars":
+        raise InvalidInputError(f"lazy=True gives a frame of polars, not of {wanted!r}")
     if wanted not in _LIBRARIES:
         raise InvalidInputError(f"library must be one of {', '.join(_LIBRARIES)}, not {wanted!r}")
     return str(wanted)
@@ -97,7 +100,7 @@ class ParquetFormat(FileFormat):
             if _BY_ARROW in footer:
                 default = "pyarrow"
             lazy = bool(options.pop("lazy", False))
-            library = _wanted_library(options, "polars" if lazy else default)
+            library = _wanted_library(options, "polars" if lazy else default, lazy=lazy)
             if library == "pandas" and by_us:
                 return _by_handler("pandas", source, context, {}, options)
             if library == "polars":
@@ -157,20 +160,19 @@ class CsvFormat(FileFormat):
     def write(self, obj: Any, sink: Sink, context: FileContext) -> None:
         """Write a header and lines."""
         separator = _separator(context)
-        path = sink.path()
         if library_of(obj) == "pandas":
-            if not _is_mere_count(obj.index):
-                raise UnsupportedTypeError(
-                    f"{context.key!r}: a {context.extension} file has no index: store "
-                    "frame.reset_index(), or frame.reset_index(drop=True) to lose it"
-                )
-            obj.to_csv(path, index=False, sep=separator)
+            _check_for_csv(obj, context)
+            with lent(sink, context) as path:
+                _write_pandas(obj, path, separator, context)
             return
         import polars as pl
 
         frame = obj.collect() if isinstance(obj, pl.LazyFrame) else obj
+        if not frame.columns:
+            raise _no_columns(context)
         try:
-            frame.write_csv(path, separator=separator)
+            with lent(sink, context) as path:
+                frame.write_csv(path, separator=separator)
         except pl.exceptions.ComputeError as exc:
             raise UnsupportedTypeError(
                 f"{context.key!r} cannot be written as a {context.extension} file: {exc}"
@@ -180,8 +182,8 @@ class CsvFormat(FileFormat):
         """Read a table."""
         refuse_options(context, options, "columns", "lazy", "library")
         lazy = bool(options.pop("lazy", False))
-        library = _wanted_library(options, "polars" if lazy else usual_library())
-        columns, separator = options.get("columns"), _separator(context)
+        library = _wanted_library(options, "polars" if lazy else usual_library(), lazy=lazy)
+        columns, separator = wanted_names(options, context, "columns"), _separator(context)
         if library == "polars":
             pl = load_module("polars")
             with reading(context, pl.exceptions.PolarsError, OSError), source.open() as file:
@@ -195,12 +197,59 @@ class CsvFormat(FileFormat):
         import pandas as pd
 
         with reading(context, ValueError, OSError), source.open() as file:
-            frame = pd.read_csv(file, usecols=columns, sep=separator)
+            frame = pd.read_csv(file, sep=separator, usecols=columns and (columns.__contains__))
+            if unknown := set(columns or ()) - set(frame.columns):
+                raise InvalidInputError(
+                    f"{context.key!r} has no column {min(unknown)!r}", key=context.key
+                )
+        if columns is not None:
+            frame = frame[columns]
         if library == "pyarrow":
             import pyarrow as pa
 
             return pa.Table.from_pandas(frame)
         return frame
+
+
+def _check_for_csv(frame: Any, context: FileContext) -> None:
+    """Refuse a frame of pandas of which a file of lines would lose something.
+
+    Raises
+    ------
+    UnsupportedTypeError
+    """
+    if not _is_mere_count(frame.index):
+        raise UnsupportedTypeError(
+            f"{context.key!r}: a {context.extension} file has no index: store "
+            "frame.reset_index(), or frame.reset_index(drop=True) to lose it"
+        )
+    if frame.columns.nlevels > 1 or not frame.columns.is_unique:
+        raise UnsupportedTypeError(
+            f"{context.key!r}: a {context.extension} file has one line of names, each of another "
+            "column: give the columns of the frame such names"
+        )
+    if frame.shape[1] == 0:
+        raise _no_columns(context)
+
+
+def _write_pandas(frame: Any, path: Path, separator: str, context: FileContext) -> None:
+    try:
+        frame.to_csv(path, index=False, sep=separator)
+        if b"\r" in path.read_bytes():
+            # In a text, where it would be read as the end of a line. It is quoted only where lines
+            # end with it.
+            frame.to_csv(path, index=False, sep=separator, lineterminator="\r\n")
+    except UnicodeEncodeError as exc:
+        raise UnsupportedTypeError(
+            f"{context.key!r}: a text with a lone surrogate cannot be in a {context.extension} "
+            f"file: {exc}"
+        ) from exc
+
+
+def _no_columns(context: FileContext) -> UnsupportedTypeError:
+    return UnsupportedTypeError(
+        f"{context.key!r}: a {context.extension} file of a frame without columns could not be read"
+    )
 
 
 def _is_mere_count(index: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from typing import Any, ClassVar
 
 from PIL import Image
 
 from blobstore.errors import StorageError, UnsupportedTypeError
-from blobstore.files.options import reading, refuse_options
+from blobstore.files.options import lent, reading, refuse_options
 from blobstore.files.trust import growth_limit
 from blobstore.limits import bomb, check_pixels
 from blobstore.protocols.file_format import FileContext, FileFormat
@@ -24,6 +25,16 @@ _NAMES = {
     ".tif": "TIFF",
     ".tiff": "TIFF",
 }
+
+
+_LOST_IN = {
+    ".bmp": ("RGBA", "LA", "PA"),
+    ".gif": ("I", "F", "I;16"),
+    ".webp": ("I", "F", "I;16"),
+}
+"""What a format takes and does not hold: transparency, and values of more than 8 bits."""
+
+_WITH_EXIF = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff")
 
 
 class ImageFormat(FileFormat):
@@ -66,10 +77,15 @@ class ImageFormat(FileFormat):
                 f"{context.key!r}: PNG does not hold a picture of the mode {obj.mode!r}: convert it, "
                 "or name it .tiff"
             )
-        with sink.path().open("wb") as file:
+        if obj.mode in _LOST_IN.get(context.extension, ()):
+            raise UnsupportedTypeError(
+                f"{context.key!r}: a {context.extension} file would lose part of a picture of the mode "
+                f"{obj.mode!r}: convert it, or name it .png or .tiff"
+            )
+        with lent(sink, context) as path, path.open("wb") as file:
             try:
-                obj.save(file, _NAMES[context.extension])
-            except (OSError, ValueError, KeyError) as exc:
+                obj.save(file, _NAMES[context.extension], **_notes(obj, context))
+            except (OSError, ValueError, KeyError, TypeError) as exc:
                 raise UnsupportedTypeError(
                     f"{context.key!r}: a picture of the mode {obj.mode!r} cannot be written as "
                     f"{context.extension}: {exc}"
@@ -88,3 +104,24 @@ class ImageFormat(FileFormat):
                     raise bomb(repr(context.key), limit)
                 image.load()
                 return image.copy()
+
+
+def _exif(obj: Any) -> Any:
+    """What the camera noted; as it was read, if Pillow cannot take it apart."""
+    try:
+        exif = obj.getexif()
+        return exif.tobytes() if exif else None
+    except (SyntaxError, ValueError, TypeError, KeyError, OverflowError, struct.error):
+        return obj.info.get("exif")
+
+
+def _notes(obj: Any, context: FileContext) -> dict[str, Any]:
+    """What is kept beside the pixels: which way is up, and whatever else the camera noted; colours."""
+    notes: dict[str, Any] = {}
+    if context.extension in _WITH_EXIF and (exif := _exif(obj)):
+        notes["exif"] = exif
+    if "icc_profile" in obj.info:
+        notes["icc_profile"] = obj.info["icc_profile"]
+    if "dpi" in obj.info:
+        notes["dpi"] = obj.info["dpi"]
+    return notes

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import functools
+import inspect
 import json
 import sys
 import types
@@ -89,7 +92,10 @@ def _fields(value: Any, depth: int = 0) -> Any:
 
 
 def _is_same(back: Any, value: Any) -> bool:
-    """Whether what was made from fields that JSON holds exactly is what they were taken from."""
+    """Whether what was made from fields that JSON holds exactly is what they were taken from.
+
+    What an object has beside its fields counts too, but for what a cached property can compute again.
+    """
     if type(back) is not type(value):
         return False
     if type(value) is list:
@@ -98,8 +104,21 @@ def _is_same(back: Any, value: Any) -> bool:
         return all(_is_same(back[name], value[name]) for name in value)
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
-        return all(_is_same(getattr(back, name), getattr(value, name)) for name in names)
+        return _beside(back, names) == _beside(value, names) and all(
+            _is_same(getattr(back, name), getattr(value, name)) for name in names
+        )
     return bool(back == value)
+
+
+def _beside(obj: Any, fields: list[str]) -> dict[str, Any]:
+    """The attributes that an object has beside its fields."""
+    cls = type(obj)
+    return {
+        name: value
+        for name, value in getattr(obj, "__dict__", {}).items()
+        if name not in fields
+        and not isinstance(inspect.getattr_static(cls, name, None), functools.cached_property)
+    }
 
 
 def _value(hint: Any, value: Any, context: FileContext) -> Any:
@@ -142,6 +161,31 @@ def _build(cls: Any, fields: Any, context: FileContext) -> Any:
     return obj
 
 
+def _is_alike(back: Any, value: Any) -> bool:
+    """Whether things that are equal are of equal types, too, all the way down.
+
+    ``1 == True``, an enumeration equals its number, and a time in Berlin one of the same offset.
+    """
+    if isinstance(value, datetime.datetime):
+        fixed = (type(None), datetime.timezone, type(back.tzinfo))
+        return type(back) is type(value) and type(value.tzinfo) in fixed
+    if type(back) is not type(value):
+        return False
+    if isinstance(value, dict):
+        return list(back) == list(value) and all(
+            map(_is_alike, [*back, *back.values()], [*value, *value.values()])
+        )
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_alike, back, value))
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, back)) == sorted(map(repr, value))
+    if hasattr(type(value), "model_fields"):
+        return _is_alike(vars(back), vars(value)) and _is_alike(
+            back.model_extra, value.model_extra
+        )
+    return True
+
+
 class PydanticFormat(FileFormat):
     """A pydantic model: its fields as JSON, as pydantic writes them.
 
@@ -162,7 +206,8 @@ class PydanticFormat(FileFormat):
         """Write the fields."""
         try:
             text = obj.model_dump_json(indent=2, by_alias=False)
-            whole = type(obj).model_validate_json(text, by_name=True) == obj
+            back = type(obj).model_validate_json(text, by_name=True)
+            whole = back == obj and _is_alike(back, obj)
         except ValueError as exc:  # pydantic's own errors are of this type
             raise UnsupportedTypeError(f"{context.key!r}: {exc}") from exc
         if not whole:
