@@ -69,18 +69,33 @@ _BUILTIN = (
 
 
 class Formats:
-    """The formats of one store: the built-in ones, and those that were registered."""
+    """The formats of one store: the built-in ones, and those that were registered.
+
+    Attributes
+    ----------
+    extensions : frozenset of str
+        In lower case.
+    spellings : tuple of str
+        All of them in lower case and in capitals, as names of files have them.
+    """
+
+    extensions: frozenset[str]
+    spellings: tuple[str, ...]
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._registered: tuple[FileFormat, ...] = _of_packages()
         self._loaded: dict[str, FileFormat] = {}
-        self.extensions: frozenset[str] = self._all_extensions()
+        self._note_extensions()
 
-    def _all_extensions(self) -> frozenset[str]:
+    def _note_extensions(self) -> None:
         lazy = (extension for each in _BUILTIN for extension in each.extensions)
         added = (extension for each in self._registered for extension in each.extensions)
-        return frozenset([*lazy, *added])
+        self.extensions = frozenset([*lazy, *added])
+        # As names of files have them.
+        self.spellings = tuple(
+            spelling for known in sorted(self.extensions) for spelling in (known, known.upper())
+        )
 
     def register(self, handler: DataHandler | FileFormat) -> None:
         """Add a format of one's own, asked before the built-in ones.
@@ -99,7 +114,7 @@ class Formats:
                 )
             together = [*self._registered, added]
             self._registered = tuple(sorted(together, key=lambda f: -f.priority))
-            self.extensions = self._all_extensions()
+            self._note_extensions()
 
     def unregister(self, handler: type[Any] | DataHandler | FileFormat) -> bool:
         """Remove a format by its class or itself; whether it was there."""
@@ -107,7 +122,7 @@ class Formats:
             left = tuple(f for f in self._registered if not _is(f, handler))
             removed = len(left) < len(self._registered)
             self._registered = left
-            self.extensions = self._all_extensions()
+            self._note_extensions()
         return removed
 
     def for_object(self, obj: Any) -> Iterator[FileFormat]:

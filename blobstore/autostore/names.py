@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 
+from blobstore.backends.blob.file_tree import DRAFTS
 from blobstore.errors import InvalidInputError, InvalidKeyError
 from blobstore.keys import encode_key
 
@@ -33,18 +34,39 @@ def key_text(key: object) -> str:
     if not isinstance(text, str):
         raise InvalidKeyError(f"a key is text or a relative path, not {type(key).__name__}")
     encode_key(text)
-    if "\\" in text or "\0" in text or any(part in ("", ".", "..") for part in text.split("/")):
+    parts = text.split("/")
+    if "\\" in text or "\0" in text or any(part in ("", ".", "..") for part in parts):
         raise InvalidKeyError(
             f"{text!r} is no key: a key is a relative path without empty, '.' or '..' parts",
             key=text,
         )
+    if DRAFTS in parts:
+        raise InvalidKeyError(
+            f"{text!r} is where a store keeps temporary files: choose another key", key=text
+        )
     return text
+
+
+def is_key(text: str) -> bool:
+    """Whether a file of another tool, or of a store in a folder inside, has a name that is a key.
+
+    Examples
+    --------
+    >>> is_key("runs/7"), is_key("a\\\\b"), is_key("inner/.blobstore-tmp/put-0a1b")
+    (True, False, False)
+    """
+    try:
+        key_text(text)
+    except InvalidKeyError:
+        return False
+    return True
 
 
 def split(name: str, extensions: Collection[str]) -> tuple[str, str]:
     """Divide a name into key and extension; only known extensions are some, the longest first.
 
-    Other tools write some in capitals (IMG_7.JPG), so these are extensions too.
+    Other tools write some in capitals (IMG_7.JPG), so these are extensions too. What is left of the
+    name can be a key, so neither nothing nor "." or "..".
 
     Examples
     --------
@@ -54,13 +76,16 @@ def split(name: str, extensions: Collection[str]) -> tuple[str, str]:
     (('IMG_7', '.jpg'), ('Notes.Jpg', ''))
     >>> split("folder/.json", {".json"})
     ('folder/.json', '')
+    >>> split("..json", {".json"}), split("a/...json", {".json"})
+    (('..json', ''), ('a/...json', ''))
     """
     last = name.rpartition("/")[2]
     start = last.find(".", 1)
     while start != -1:
         found = last[start:]
         lower = found.lower()
-        if lower in extensions and found in (lower, lower.upper()):
+        known = lower in extensions and found in (lower, lower.upper())
+        if known and last[:start] not in (".", ".."):
             return name[: -len(found)], lower
         start = last.find(".", start + 1)
     return name, ""

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import mimetypes
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypeVar
 
 from blobstore.autostore import schemes
 from blobstore.autostore.errors import StorageFileNotFoundError
 from blobstore.autostore.formats import Formats
-from blobstore.autostore.names import glob, key_text, split
+from blobstore.autostore.names import glob, is_key, key_text, split
 from blobstore.config.storage import StorageConfig
 from blobstore.entry import ObjectStat
 from blobstore.errors import (
     ClosedError,
+    DecodeError,
     InvalidInputError,
     KeyNotFoundError,
     StorageError,
     UnsupportedTypeError,
+    UntrustedTypeError,
 )
 from blobstore.files.trust import SIGNED, FileTrust
 from blobstore.limits import MAX_DECOMPRESSED
@@ -28,6 +30,10 @@ from blobstore.protocols.data_handler import DataHandler
 from blobstore.protocols.file_format import FileContext, FileFormat
 
 T = TypeVar("T")
+_RUBBISH = timedelta(days=1)
+"""For how long the file of a killed writer lies: until then its writer may just be slow."""
+_LOOKS = 3
+"""How often the files of a key are looked for before there are none."""
 _TRIES = 20
 """How often a file is looked for anew that others replace by one of another type all the time."""
 
@@ -114,6 +120,7 @@ class AutoStore(MutableMapping[Any, Any]):
         self._formats = Formats()
         self._objects, self._owned = schemes.open_objects(storage_uri, config)
         self._closed = False
+        self._tidied = False
 
     # --- the dictionary ---
 
@@ -138,7 +145,7 @@ class AutoStore(MutableMapping[Any, Any]):
 
     def clear(self) -> None:
         """Delete all keys, without reading what they hold."""
-        for key in list(self):
+        for key in list(iter(self)):  # which, unlike list(self), does not ask for the length first
             with contextlib.suppress(StorageFileNotFoundError):  # somebody else was faster
                 del self[key]
 
@@ -164,14 +171,12 @@ class AutoStore(MutableMapping[Any, Any]):
         if extension:
             each = self._formats.for_writing(data, extension, stem)
             try:
-                name = self._write(stem, extension, each, data)
+                name, stale = self._write(stem, extension, each, data, before)
             except UnsupportedTypeError as exc:
                 raise StorageError(exc.message, key=stem) from exc
         else:
-            name = self._write_somehow(stem, data)
-        # Only those that were there before: what another writer stores meanwhile is not lost.
-        stale = [twin for twin in before if twin != name]
-        self._objects.delete_many(stale)
+            name, stale = self._write_somehow(stem, data, before)
+        self._delete_unchanged(stale)
         if stale and not self._twins(stem):
             # Another writer took our file for stale as we took its: one of them is to stay, and
             # whoever deletes last sees that there is none.
@@ -192,12 +197,20 @@ class AutoStore(MutableMapping[Any, Any]):
         """
 
         def read(name: str) -> Any:
-            extension = split(name, self._formats.extensions)[1]
-            each = self._formats.for_reading(extension, name)
-            with self._objects.source(name) as source:
-                return each.read(source, self._context(name, extension), **options)
+            try:
+                return self._read(name, options)
+            except (DecodeError, UntrustedTypeError):
+                if not self._drop_copy(name):
+                    raise
+                return self._read(name, options)  # the copy may have been damaged, not the file
 
         return self._with_file(key_text(key), read)
+
+    def _read(self, name: str, options: dict[str, Any]) -> Any:
+        extension = split(name, self._formats.extensions)[1]
+        each = self._formats.for_reading(extension, name)
+        with self._objects.source(name) as source:
+            return each.read(source, self._context(name, extension), **options)
 
     def get(self, key: Any, default: Any = None, **options: Any) -> Any:
         """Load an object, or give `default` if there is no such key."""
@@ -208,8 +221,7 @@ class AutoStore(MutableMapping[Any, Any]):
 
     def exists(self, key: Any) -> bool:
         """Whether there is a file of this key; an outage is an error, not False."""
-        self._check_open()
-        return bool(self._files_of(key_text(key)))
+        return bool(self._look(key_text(key)))
 
     # --- files ---
 
@@ -229,7 +241,7 @@ class AutoStore(MutableMapping[Any, Any]):
             raise InvalidInputError(f"pattern must be a text like '*.json', not {pattern!r}")
         fits = glob(pattern, anywhere=recursive).fullmatch
         literal = _literal_part(pattern) if "/" in pattern or not recursive else ""
-        return (name for name in self._objects.keys(literal) if fits(name))
+        return (name for name in self._objects.keys(literal) if fits(name) and is_key(name))
 
     def get_metadata(self, key: Any) -> FileMetadata:
         """Size, time and etag of a file, which is not read.
@@ -255,18 +267,25 @@ class AutoStore(MutableMapping[Any, Any]):
         StorageError
             `target` names another extension: a copy has the format of what is copied.
         """
-        self._copy(key_text(source), key_text(target))
+        old, new = key_text(source), key_text(target)
+        self._with_file(old, lambda name: self._copy_file(old, name, new))
 
     def move(self, source: Any, target: Any) -> None:
-        """Rename a file; onto itself it does nothing."""
-        name, made = self._copy(key_text(source), key_text(target))
-        if name != made:
-            self._objects.delete_many([name])
+        """Rename a file, by copying and deleting it; onto itself it does nothing.
 
-    def _copy(self, source: str, target: str) -> tuple[str, str]:
-        return self._with_file(source, lambda name: self._copy_file(source, name, target))
+        What somebody stores under the old key meanwhile stays there.
+        """
+        old, new = key_text(source), key_text(target)
 
-    def _copy_file(self, source: str, name: str, target: str) -> tuple[str, str]:
+        def rename(name: str) -> None:
+            seen = self._stats(self._files_of(old))
+            made = self._copy_file(old, name, new)
+            # What somebody stores under the old key meanwhile is not lost.
+            self._delete_unchanged({n: stat for n, stat in seen.items() if made not in (n, name)})
+
+        self._with_file(old, rename)
+
+    def _copy_file(self, source: str, name: str, target: str) -> str:
         own, extension = split(name, self._formats.extensions)
         stem, wanted = split(target, self._formats.extensions)
         if wanted not in ("", extension):
@@ -283,15 +302,14 @@ class AutoStore(MutableMapping[Any, Any]):
                 key=target,
             )
         if made != name:
-            before = self._twins(stem)
+            stale = self._stats(twin for twin in self._twins(stem) if twin not in (made, name))
             signed = extension in SIGNED and self._trust.copy(self._objects, name, made)
             if not signed:
                 self._objects.copy(name, made)
-            stale = [twin for twin in before if twin not in (made, name)]
-            self._objects.delete_many(stale)
+            self._delete_unchanged(stale)
             if stale and not self._twins(stem):  # as in put
                 return self._copy_file(source, name, target)
-        return name, made
+        return made
 
     # --- handlers, backends, cache ---
 
@@ -333,14 +351,19 @@ class AutoStore(MutableMapping[Any, Any]):
     def invalidate_cache(self, key: Any = None) -> None:
         """Drop the local copies of a key, or all; the files themselves stay."""
         self._check_open()
-        clear = getattr(self._objects, "clear", None)
-        if clear is None:
-            return
         if key is None:
-            clear()
+            self._drop_copy()
             return
         for name in self._files_of(key_text(key)):
-            clear(name)
+            self._drop_copy(name)
+
+    def _drop_copy(self, *names: str) -> bool:
+        """Drop the local copy of a file, or all; whether this store keeps copies."""
+        clear = getattr(self._objects, "clear", None)
+        if clear is None:
+            return False
+        clear(*names)
+        return True
 
     def close(self) -> None:
         """Let go of connections and temporary files. Calling it again does nothing."""
@@ -369,7 +392,7 @@ class AutoStore(MutableMapping[Any, Any]):
         seen = set()
         for name in names:
             stem, extension = split(name, self._formats.extensions)
-            if extension and stem not in seen:
+            if extension and stem not in seen and is_key(stem):
                 seen.add(stem)
                 yield stem
 
@@ -389,18 +412,29 @@ class AutoStore(MutableMapping[Any, Any]):
         if not self._objects.capabilities.local_files:
             names: Iterable[str] = self._objects.keys(stem + ".")
             return [name for name in names if split(name, extensions)[0] == stem]
-        # Asking costs less than listing a folder.
-        names = (stem + each for known in sorted(extensions) for each in (known, known.upper()))
-        return [
-            name
-            for name in names
-            if self._objects.exists(name) and split(name, extensions)[0] == stem
-        ]
+        # Asking costs less than listing a folder, which may be large.
+        names = [stem + each for each in self._formats.spellings]
+        there = self._existing(names)
+        return [name for name in names if name in there and split(name, extensions)[0] == stem]
+
+    def _existing(self, names: list[str]) -> set[str]:
+        ask = getattr(self._objects, "existing", None)
+        if ask is not None:
+            return set(ask(names))
+        return {name for name in names if self._objects.exists(name)}
+
+    def _look(self, key: str) -> list[str]:
+        """The files of a key, even if others store it under another type all the time."""
+        self._check_open()
+        for _ in range(_LOOKS):
+            if names := self._files_of(key):
+                return names
+            if not self._objects.capabilities.local_files:
+                break  # names that were listed were there at once, those asked for one by one not
+        return []
 
     def _found(self, key: str) -> list[str]:
-        self._check_open()
-        # Whoever stores another type meanwhile may have moved the file behind our back: look again.
-        names = self._files_of(key) or self._files_of(key)
+        names = self._look(key)
         if not names:
             raise _not_found(key)
         return names
@@ -430,7 +464,22 @@ class AutoStore(MutableMapping[Any, Any]):
             raise _not_found(key)
         return max(times, key=lambda name: (times[name], name))
 
-    def _write_somehow(self, stem: str, data: Any) -> str:
+    def _stats(self, names: Iterable[str]) -> dict[str, ObjectStat]:
+        """What files are like now, to be known again."""
+        found = {}
+        for name in names:
+            with contextlib.suppress(KeyNotFoundError):
+                found[name] = self._objects.stat(name)
+        return found
+
+    def _delete_unchanged(self, seen: Mapping[str, ObjectStat]) -> None:
+        """Delete files that are what they were: what another writer stored meanwhile is not lost."""
+        now = self._stats(seen)
+        self._objects.delete_many([name for name in now if now[name] == seen[name]])
+
+    def _write_somehow(
+        self, stem: str, data: Any, before: list[str]
+    ) -> tuple[str, dict[str, ObjectStat]]:
         """Write an object by the best format that takes it."""
         refused: UnsupportedTypeError | None = None
         extensions = self._formats.extensions
@@ -439,17 +488,32 @@ class AutoStore(MutableMapping[Any, Any]):
             if split(stem + extension, extensions) != (stem, extension):
                 continue  # x.dataclass as JSON would be taken for x as a dataclass
             try:
-                return self._write(stem, extension, each, data)
+                return self._write(stem, extension, each, data, before)
             except UnsupportedTypeError as exc:
                 refused = exc
         assert refused is not None  # pickle is asked last, and takes or refuses everything
         raise refused
 
-    def _write(self, stem: str, extension: str, each: FileFormat, data: Any) -> str:
+    def _write(
+        self, stem: str, extension: str, each: FileFormat, data: Any, before: list[str]
+    ) -> tuple[str, dict[str, ObjectStat]]:
+        """Write a file; its name, and the others of its key as they were before."""
         name = stem + extension
+        stale = self._stats(twin for twin in before if twin != name)
+        self._tidy()
         with self._objects.writer(name) as sink:
             each.write(data, sink, self._context(name, extension))
-        return name
+        return name, stale
+
+    def _tidy(self) -> None:
+        """Remove what killed writers left, once for each store that writes; nobody else does."""
+        if self._tidied or not self._owned:
+            return
+        self._tidied = True
+        with contextlib.suppress(StorageError):  # rubbish that stays is no reason not to write
+            for left in list(self._objects.leftovers()):
+                if datetime.now(UTC) - left.modified > _RUBBISH:
+                    self._objects.remove_leftover(left.name)
 
     def _context(self, name: str, extension: str) -> FileContext:
         return FileContext(name, extension, self._trust)

@@ -136,6 +136,26 @@ class FileTree:
             raise error from exc
         return True
 
+    def existing(self, folder: Name, leaves: Iterable[str]) -> list[str]:
+        """Which files of these names are in a folder, which is opened only once."""
+        looked_for = (*folder, "*")
+        try:
+            descriptor = self._open_folder(folder)
+            try:
+                found = []
+                for leaf in leaves:
+                    looked_for = (*folder, leaf)
+                    if _is_file(leaf, descriptor):
+                        found.append(leaf)
+                return found
+            finally:
+                os.close(descriptor)
+        except OSError as exc:
+            error = self._errors.translated(exc, "looking for", looked_for)
+            if isinstance(error, KeyNotFoundError):
+                return []
+            raise error from exc
+
     def stat(self, name: Name) -> ObjectStat:
         """Tell size, time and etag: inode, time and size, which no two writes have in common."""
         try:
@@ -357,6 +377,18 @@ class FileTree:
             os.close(folder)
         require_file(found)
         return found
+
+
+def _is_file(leaf: str, folder: int) -> bool:
+    try:
+        require_file(os.stat(leaf, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        if exc.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+    return True
 
 
 def _below(root: str, folder: str) -> Name:

@@ -130,6 +130,18 @@ class FilesystemStore(_OnFiles):
         """Whether there is such a file."""
         return self._tree.exists(self._name(key))
 
+    def existing(self, keys: Iterable[str]) -> set[str]:
+        """Give those of some keys that there are files of; cheaper than to ask for each."""
+        folders: dict[Name, dict[str, str]] = {}
+        for key in keys:
+            name = self._name(key)
+            folders.setdefault(name[:-1], {})[name[-1]] = key
+        return {
+            leaves[leaf]
+            for folder, leaves in folders.items()
+            for leaf in self._tree.existing(folder, leaves)
+        }
+
     def delete(self, key: str) -> None:
         """Remove a file, and the folders that this leaves empty."""
         self._tree.remove(self._name(key))
