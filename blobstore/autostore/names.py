@@ -52,7 +52,7 @@ def is_key(text: str) -> bool:
 
     Examples
     --------
-    >>> is_key("runs/7"), is_key("a\\\\b"), is_key("inner/.blobstore-tmp/put-0a1b")
+    >>> is_key("runs/7"), is_key("runs//8"), is_key("inner/.blobstore-tmp/put-0a1b")
     (True, False, False)
     """
     try:

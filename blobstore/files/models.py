@@ -180,9 +180,7 @@ def _is_alike(back: Any, value: Any) -> bool:
     if isinstance(value, (set, frozenset)):
         return sorted(map(repr, back)) == sorted(map(repr, value))
     if hasattr(type(value), "model_fields"):
-        return _is_alike(vars(back), vars(value)) and _is_alike(
-            back.model_extra, value.model_extra
-        )
+        return _is_alike(vars(back), vars(value)) and _is_alike(back.model_extra, value.model_extra)
     return True
 
 

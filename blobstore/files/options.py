@@ -70,8 +70,11 @@ def writing(context: FileContext) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lent(sink: Sink, context: FileContext) -> Iterator[Path]:
-    """Lend the file of a sink to a library, made and empty, so that one that cannot be made is told
-    here, whatever that library says of it."""
+    """Lend the file of a sink to a library.
+
+    It is made, and empty: so what keeps it from being made is told here, whatever the library makes
+    of it.
+    """
     with writing(context):
         path = sink.path()
         path.touch(exist_ok=False)

@@ -13,7 +13,6 @@ from blobstore.files.options import lent, reading, refuse_options, wanted_names
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
 
-
 _RESERVED = "__metadata__"
 """A name that the format has for itself."""
 

@@ -321,7 +321,9 @@ def test_a_compressed_zip_of_somebody_else_is_not_read_to_its_end(store, tmp_pat
         store["k"]
 
 
-@pytest.mark.parametrize("sizes", [[1] * 40, [40], [2] * 20, [3, 1, 1, 30, 1, 2, 1, 1], [0, 39, 0, 1]])
+@pytest.mark.parametrize(
+    "sizes", [[1] * 40, [40], [2] * 20, [3, 1, 1, 30, 1, 2, 1, 1], [0, 39, 0, 1]]
+)
 def test_a_zip_is_signed_alike_however_it_is_written(sizes):
     content = bytes(range(1, 39)) + b"\0\0"
     pieces = [content[sum(sizes[:i]) : sum(sizes[: i + 1])] for i in range(len(sizes))]
