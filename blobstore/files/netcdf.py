@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any, ClassVar
 
+import numpy as np
 import xarray as xr
 
 from blobstore.errors import UnsupportedTypeError
@@ -42,7 +43,7 @@ class NetcdfFormat(FileFormat):
         try:
             content = bytes(_marked(obj).to_netcdf(engine="scipy"))
             back = _read(io.BytesIO(content))
-        except _REFUSALS as exc:
+        except (*_REFUSALS, KeyError) as exc:
             raise UnsupportedTypeError(
                 f"{context.key!r}: NetCDF does not take this: {exc}"
             ) from exc
@@ -73,10 +74,26 @@ def _marked(obj: Any) -> xr.Dataset:
 
 def _read(file: io.BytesIO) -> Any:
     dataset = xr.load_dataset(file, engine="scipy")
+    for notes in (dataset.attrs, *(each.attrs for each in dataset.variables.values())):
+        for name, value in notes.items():
+            if isinstance(value, np.generic):  # a number of Python, before
+                notes[name] = value.item()
     mark = dataset.attrs.pop(_MARK, None)
     if mark is None:
         return dataset
     return dataset["array"].rename(mark[1:] or None)
+
+
+def _types_of_notes(obj: Any) -> dict[Any, Any]:
+    """Of what types the attributes are: to NetCDF a list is an array, and True is 1."""
+    parts = {
+        name: obj[name].attrs
+        for name in (obj.variables if isinstance(obj, xr.Dataset) else obj.coords)
+    }
+    return {
+        name: {note: type(value) for note, value in notes.items()}
+        for name, notes in {**parts, None: obj.attrs}.items()
+    }
 
 
 def _is_same(obj: Any, back: Any) -> bool:
@@ -85,6 +102,7 @@ def _is_same(obj: Any, back: Any) -> bool:
         inside = (
             {name: one[name].dtype for name in one.data_vars} if isinstance(one, xr.Dataset) else {}
         )
-        return {"coords": found, "vars": inside, "dtype": getattr(one, "dtype", None)}
+        notes = _types_of_notes(one)
+        return {"coords": found, "vars": inside, "dtype": getattr(one, "dtype", None), "of": notes}
 
     return type(obj) is type(back) and obj.identical(back) and kinds(obj) == kinds(back)

@@ -625,3 +625,34 @@ def test_dropping_copies_drops_no_files(tmp_path):
         store.invalidate_cache("k")
         store.invalidate_cache()
         assert store["k"] == 1
+
+
+def test_notes_of_datasets_keep_their_types(store):
+    xr = pytest.importorskip("xarray")
+    plain = {"level": 3, "share": 1.5, "unit": "m", "ends": np.ones(2)}
+    for notes, extension in (
+        (plain, ".nc"),
+        ({"a": True}, ".pkl"),
+        ({"a": [1, 2]}, ".pkl"),
+        ({"a": np.int32(1)}, ".pkl"),
+    ):
+        array = xr.DataArray([1.0], dims="x", coords={"x": ("x", [0.5], notes)}, attrs=notes)
+        for value in (array, xr.Dataset({"v": array}), xr.Dataset(attrs=notes)):
+            assert store.put("k", value) == "k" + extension
+            back = store["k"]
+            assert back.identical(value)
+            for told, meant in ((back.attrs, value.attrs), *_notes_of_x(back, value)):
+                assert {n: type(v) for n, v in told.items()} == {
+                    n: type(v) for n, v in meant.items()
+                }
+
+
+def test_a_note_by_our_own_name_is_no_mark_of_ours(store):
+    xr = pytest.importorskip("xarray")
+    value = xr.Dataset(attrs={"blobstore_array": "1"})
+    assert store.put("k", value) == "k.pkl"
+    assert store["k"].identical(value)
+
+
+def _notes_of_x(back, value):
+    return [(back["x"].attrs, value["x"].attrs)] if "x" in value.coords else []
