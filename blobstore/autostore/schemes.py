@@ -13,6 +13,7 @@ from blobstore.backends.blob.urls import StoreUrl
 from blobstore.config.storage import StorageConfig
 from blobstore.errors import ConfigError
 from blobstore.protocols import ObjectStore
+from blobstore.wrappers.base import require_bytes, require_raising
 
 Opener = Callable[[str, "StorageConfig | None"], ObjectStore]
 
@@ -39,12 +40,20 @@ class S3Backend:
 
 
 def _open_file(uri: str, _config: StorageConfig | None) -> ObjectStore:
-    (path,) = StoreUrl.of(uri, "AutoStore({!r})").arguments()
+    (path,) = _arguments(uri)
     return FilesystemStore(path)
 
 
-def _open_memory(_uri: str, _config: StorageConfig | None) -> ObjectStore:
+def _open_memory(uri: str, _config: StorageConfig | None) -> ObjectStore:
+    _arguments(uri)
     return DictStore()
+
+
+def _arguments(uri: str) -> list[Path]:
+    url = StoreUrl.of(uri, "AutoStore({!r})")
+    if options := url.query():
+        raise url.error(f"an AutoStore takes no {', '.join(options)} here: write the path alone")
+    return url.arguments()
 
 
 _BUILTIN: dict[str, Any] = {
@@ -111,6 +120,7 @@ def open_objects(storage_uri: object, config: StorageConfig | None) -> tuple[Obj
         It is none of these, or of an unknown scheme.
     """
     if isinstance(storage_uri, ObjectStore):
+        require_raising(require_bytes(storage_uri, "an AutoStore"), "the store")
         return storage_uri, False
     text = os.fspath(storage_uri) if isinstance(storage_uri, str | os.PathLike) else None
     if not isinstance(text, str) or not text:

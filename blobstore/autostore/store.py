@@ -20,6 +20,7 @@ from blobstore.errors import (
     DecodeError,
     InvalidInputError,
     KeyNotFoundError,
+    RejectedKeyError,
     StorageError,
     UnsupportedTypeError,
     UntrustedTypeError,
@@ -402,7 +403,7 @@ class AutoStore(MutableMapping[Any, Any]):
         if not extension:
             return self._twins(stem)
         for name in dict.fromkeys((key, stem + extension)):
-            if self._objects.exists(name):
+            if self._exists(name):
                 return [name]
         return self._twins(key)  # data.csv is also the key of data.csv.gz
 
@@ -421,7 +422,13 @@ class AutoStore(MutableMapping[Any, Any]):
         ask = getattr(self._objects, "existing", None)
         if ask is not None:
             return set(ask(names))
-        return {name for name in names if self._objects.exists(name)}
+        return {name for name in names if self._exists(name)}
+
+    def _exists(self, name: str) -> bool:
+        try:
+            return self._objects.exists(name)
+        except RejectedKeyError:
+            return False  # a store that takes no such names has no such file
 
     def _look(self, key: str) -> list[str]:
         """The files of a key, even if others store it under another type all the time."""

@@ -17,12 +17,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blobstore import CachingStore, DictStore, FilesystemStore
+from blobstore import (
+    CachingStore,
+    DictStore,
+    ExceptionLoggingStore,
+    FilesystemStore,
+    RegexValidatingStore,
+    TextEncodingStore,
+)
 from blobstore.autostore import AutoStore, StorageError
 from blobstore.autostore.errors import StoragePermissionError
 from blobstore.autostore.formats import built_in
 from blobstore.errors import (
     BlobStoreError,
+    ConfigError,
     DecodeError,
     InvalidInputError,
     InvalidKeyError,
@@ -656,3 +664,25 @@ def test_a_note_by_our_own_name_is_no_mark_of_ours(store):
 
 def _notes_of_x(back, value):
     return [(back["x"].attrs, value["x"].attrs)] if "x" in value.coords else []
+
+
+# --- stores beneath -----------------------------------------------------------------------------------
+
+
+def test_stores_that_cannot_be_relied_on_are_refused(tmp_path):
+    """An outage would look like a miss; or there are no bytes to make a file of."""
+    for wrong in (ExceptionLoggingStore(DictStore()), TextEncodingStore(DictStore())):
+        with pytest.raises(ConfigError):
+            AutoStore(wrong)
+    with pytest.raises(ConfigError, match="fsync"):
+        AutoStore(f"file://{tmp_path}?fsync=true")
+
+
+def test_a_store_that_takes_some_names_only(tmp_path):
+    store = AutoStore(RegexValidatingStore(FilesystemStore(tmp_path), "[a-z]+[.][a-z]+"))
+    store["k"] = 1
+    assert store["k"] == 1
+    assert "k.JSON" in store
+    assert "K" not in store
+    with pytest.raises(InvalidKeyError):
+        store["K"] = 1
