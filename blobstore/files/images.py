@@ -10,6 +10,7 @@ from PIL import Image
 from blobstore.errors import StorageError, UnsupportedTypeError
 from blobstore.files.options import lent, reading, refuse_options
 from blobstore.files.trust import growth_limit
+from blobstore.handlers.image import load_pixels
 from blobstore.limits import bomb, check_pixels
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
@@ -77,6 +78,7 @@ class ImageFormat(FileFormat):
                 f"{context.key!r}: PNG does not hold a picture of the mode {obj.mode!r}: convert it, "
                 "or name it .tiff"
             )
+        load_pixels(obj)
         if obj.mode in _LOST_IN.get(context.extension, ()):
             raise UnsupportedTypeError(
                 f"{context.key!r}: a {context.extension} file would lose part of a picture of the mode "

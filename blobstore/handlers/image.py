@@ -69,11 +69,7 @@ class ImageHandler(Handler):
         """
         if not self.can_handle(obj):
             raise UnsupportedTypeError(f"{type(obj)!r} is no image")
-        try:
-            with _LOADING:
-                obj.load()
-        except _MALFORMED as exc:
-            raise UnsupportedTypeError(f"the image cannot be read: {exc}") from exc
+        load_pixels(obj)
         try:
             check_pixels(*obj.size)
         except DecodeError as exc:  # `read` would refuse it; a pickle is signed, and has no limit
@@ -131,6 +127,20 @@ class ImageHandler(Handler):
         except _MALFORMED as exc:
             raise DecodeError(f"what is stored is no image: {exc}") from exc
         return made
+
+
+def load_pixels(image: Any) -> None:
+    """Read the pixels of an image that was only opened; threads may share it.
+
+    Raises
+    ------
+    UnsupportedTypeError
+    """
+    try:
+        with _LOADING:
+            image.load()
+    except _MALFORMED as exc:
+        raise UnsupportedTypeError(f"the image cannot be read: {exc}") from exc
 
 
 class _PngPart(PlannedPart):

@@ -686,3 +686,33 @@ def test_a_store_that_takes_some_names_only(tmp_path):
     assert "K" not in store
     with pytest.raises(InvalidKeyError):
         store["K"] = 1
+
+
+def test_threads_may_store_one_picture_that_was_only_opened(store):
+    """Pillow reads the pixels when they are first asked for, of which two threads make a mess."""
+    import io
+    import threading
+
+    Image = pytest.importorskip("PIL.Image")
+    content = io.BytesIO()
+    Image.effect_noise((300, 300), 50).save(content, "PNG")
+    pixels = Image.open(io.BytesIO(content.getvalue())).tobytes()
+    failed = []
+
+    def write(image, key):
+        try:
+            store[key] = image
+        except Exception as exc:
+            failed.append(exc)
+
+    for turn in range(8):
+        image = Image.open(io.BytesIO(content.getvalue()))
+        threads = [
+            threading.Thread(target=write, args=(image, f"{turn}/{number}")) for number in range(6)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    assert all(store[key].tobytes() == pixels for key in store)
