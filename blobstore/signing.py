@@ -22,7 +22,7 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -377,6 +377,9 @@ def _check_owner(path: Path, facts: os.stat_result) -> None:
 def _given(keys: Iterable[bytes | str]) -> list[Key]:
     if isinstance(keys, bytes | str):
         raise ConfigError("signing_keys must be a list of keys, not a single one")
+    given: Any = keys
+    if not isinstance(given, Iterable):
+        raise ConfigError(f"signing_keys must be a list of keys, not {type(given).__name__}")
     found = []
     for number, key in enumerate(keys, 1):
         where = f"key {number} of signing_keys"

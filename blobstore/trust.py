@@ -11,6 +11,7 @@ import fnmatch
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from blobstore.errors import ConfigError, UntrustedTypeError
 from blobstore.limits import MAX_DECOMPRESSED, UNLIMITED, allowed_growth
@@ -69,6 +70,9 @@ class TypePatterns:
             raise ConfigError(
                 f"trusted_types must be a list of patterns, not the string {patterns!r}: [{patterns!r}]"
             )
+        given: Any = patterns
+        if not isinstance(given, Iterable):
+            raise ConfigError(f"trusted_types must be a list of patterns, not {given!r}")
         self.patterns = tuple(_checked(pattern) for pattern in patterns)
         texts = [fnmatch.translate(pattern) for pattern in self.patterns]
         self._matches = re.compile("|".join(texts)).match if texts else None

@@ -716,3 +716,9 @@ def test_threads_may_store_one_picture_that_was_only_opened(store):
             thread.join()
     assert failed == []
     assert all(store[key].tobytes() == pixels for key in store)
+
+
+@pytest.mark.parametrize("name", ["trusted_types", "signing_keys"])
+def test_what_is_trusted_comes_in_a_list(tmp_path, name):
+    with pytest.raises(ConfigError, match=name):
+        AutoStore(tmp_path, **{name: 5})
