@@ -32,7 +32,7 @@ from blobstore.limits import MAX_DECOMPRESSED, UNLIMITED
 from blobstore.protocols import Handler, MetadataBackend, ObjectStore, StoredPart
 from blobstore.registry import HandlerSet
 from blobstore.signing import Signer
-from blobstore.streams import CHUNK, BytesSource, Source, WrappedReader
+from blobstore.streams import CHUNK, Buffer, BytesSource, Source, WrappedReader
 from blobstore.trust import EVERYTHING, NO_TYPES, Trust, TypePatterns
 
 if TYPE_CHECKING:
@@ -422,6 +422,19 @@ class CheckedSource(Source):
             return CheckingSource(self._source, self._key, self._part).open()
         return self._source.open()
 
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[BinaryIO]:
+        """Lend a reader, and check at the end of the block the very bytes that it gave."""
+        with self._source.open() as raw:
+            reader = _OnePassReader(raw, self._key, self._part)
+            with io.BufferedReader(reader) as file:
+                try:
+                    yield file
+                except HandlerError:
+                    reader.finish()  # it is damage, more likely than not
+                    raise
+                reader.finish()
+
     def read_range(self, start: int, stop: int) -> bytes:
         """Read a range of bytes, all of which were checked."""
         self._check()
@@ -442,6 +455,35 @@ class CheckedSource(Source):
         if not self._verified:
             _verify_stream(self._key, self._part, self._source)
             self._verified = True
+
+
+class _OnePassReader(io.RawIOBase):
+    """Hashes what it reads, in the memory that it was read into; it cannot seek."""
+
+    def __init__(self, raw: BinaryIO, key: str, part: Part) -> None:
+        self._raw = raw
+        self._key = key
+        self._part = part
+        self._size = 0
+        self._hasher, self._executable = digest.checksum_like(part.blob.checksum)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:  # type: ignore[override]
+        view = memoryview(buffer).cast("B")[:CHUNK]  # what is hashed is to be in the cache still
+        count: int = self._raw.readinto(view)  # type: ignore[attr-defined]
+        self._hasher.update(view[:count])
+        self._size += count
+        return count
+
+    def finish(self) -> None:
+        """Read what is left, and compare."""
+        buffer = bytearray(io.DEFAULT_BUFFER_SIZE)  # mostly there is nothing left
+        while self.readinto(buffer):
+            pass
+        text = digest.checksum_text(self._hasher, executable=self._executable)
+        _compare(self._key, self._part, self._size, text)
 
 
 class CheckingSource(Source):

@@ -276,6 +276,16 @@ class Source(Closeable, ABC):
     def open(self) -> BinaryIO:
         """Open for reading from the start; seekable, and to be closed by the caller."""
 
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[BinaryIO]:
+        """Lend a reader that goes over all bytes once, in order; it need not be able to seek.
+
+        What it gives counts only after the block: a source that checks its bytes does so at the
+        end of it. Until then they may be copied, but not decoded or handed out.
+        """
+        with self.open() as file:
+            yield file
+
     def read(self) -> bytes:
         """Read all bytes."""
         with self.open() as file:

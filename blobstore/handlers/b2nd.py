@@ -19,6 +19,7 @@ import math
 import multiprocessing
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,8 @@ def _plain_header(typesize: int, nbytes: int, block: int) -> bytes:
 
 _HEAD = struct.Struct(">B9sBiBQB4sBqBqBiBiBiBhBhBBB16s")
 _META = struct.Struct(">BBHBHB4sBiBHBI")
+_SIZE_AT = slice(11, 15)
+"""Where a header says how long it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,20 +394,8 @@ def _offsets(chunks: list[bytes]) -> list[int]:
     return [end - len(chunk) if chunk else _ZEROS for chunk, end in zip(chunks, ends, strict=True)]
 
 
-class FrameReader:
-    """Reads arrays out of a frame.
-
-    Parameters
-    ----------
-    file : BinaryIO
-        Seekable; not closed.
-    size : int
-        Of the file.
-
-    Raises
-    ------
-    DecodeError
-        It is no frame of ours, or it is cut off.
+class _Reader(ABC):
+    """What both ways to read a frame have in common.
 
     Attributes
     ----------
@@ -412,50 +403,18 @@ class FrameReader:
         Of the array.
     """
 
-    _FIRST = 4096
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
+    def __init__(self, file: BinaryIO, frame: Frame, start: int, size: int) -> None:
         self._file = file
-        file.seek(0)
-        data = file.read(min(size, self._FIRST))
-        header = int.from_bytes(data[11:15], "big")
-        if self._FIRST < header <= size:
-            data += _read(file, header - len(data))
-        self._frame = frame = Frame.parse(data)
+        self._frame = frame
         self._grid = frame.grid
-        self._start = header
+        self._start = start
         self.shape = frame.grid.shape
         self.dtype = parse_dtype(frame.dtype)
-        tail = frame.tail_size
-        if self.dtype.itemsize != frame.grid.itemsize or size != header + frame.cbytes + tail:
+        whole = start + frame.cbytes + frame.tail_size
+        if self.dtype.itemsize != frame.grid.itemsize or size != whole:
             raise DecodeError(f"a Blosc2 frame is damaged or cut off: it has {size} bytes")
-        self._spans = self._read_index(tail)
 
-    def _read_index(self, size: int) -> list[tuple[int, int]]:
-        """Where each chunk starts and ends; twice the same where it is all zeros."""
-        count, cbytes = self._grid.count, self._frame.cbytes
-        self._file.seek(self._start + cbytes)
-        data = _read(self._file, size)
-        offsets = list(struct.unpack_from(f"<{count}q", data, _CHUNK_HEADER if count else 0))
-        if data != self._frame.tail(offsets):
-            raise DecodeError("the index of a Blosc2 frame is damaged")
-        stored = [offset for offset in offsets if offset != _ZEROS]
-        bounds = [*stored, cbytes]
-        if bounds[0] != 0 or any(b - a < _CHUNK_HEADER for a, b in itertools.pairwise(bounds)):
-            raise DecodeError("the index of a Blosc2 frame is damaged")
-        ends = iter(bounds[1:])
-        return [(0, 0) if offset == _ZEROS else (offset, next(ends)) for offset in offsets]
-
-    def read(self, order: Literal["C", "F"], rows: slice | None = None) -> Array:
-        """Read the array, or some rows of it, into fresh memory.
-
-        Parameters
-        ----------
-        order : {"C", "F"}
-            Of the result in memory.
-        rows : slice, optional
-            Along the first axis.
-        """
+    def _read_rows(self, order: Literal["C", "F"], rows: slice | None) -> Array:
         if rows is None or not self.shape:
             wanted = range(self.shape[0] if self.shape else 1)
         else:
@@ -508,6 +467,82 @@ class FrameReader:
                 target = result[(begin, *run.index[1:])]
                 target[...] = piece.reshape(target.shape)
 
+    @abstractmethod
+    def _read_chunk(self, number: int, start: int, into: Bytes) -> None:
+        """Read bytes of a chunk, from `start`, as many as there is room for."""
+
+    def _check_chunk(self, number: int, header: bytes, size: int) -> None:
+        """Compare all in a chunk's header that tells Blosc2 how much to write, and how."""
+        version, _, flags, typesize, nbytes, block, cbytes = struct.unpack_from("<4B3i", header)
+        grid = self._grid
+        if not (
+            version == 5
+            and flags & 5 == 5
+            and typesize == _typesize(grid.itemsize)
+            and nbytes == grid.chunk_bytes
+            and 0 < block <= nbytes
+            and cbytes == size
+            and (not _is_stored(header) or size == nbytes + _CHUNK_HEADER)
+            and max(header[16:22]) <= _BITSHUFFLE
+            and header[31] & 0x8F == 0
+        ):
+            raise DecodeError(f"chunk {number} of a Blosc2 frame is damaged")
+
+
+class FrameReader(_Reader):
+    """Reads arrays, or rows of them, out of a frame whose bytes were checked.
+
+    Parameters
+    ----------
+    file : BinaryIO
+        Seekable; not closed.
+    size : int
+        Of the file.
+
+    Raises
+    ------
+    DecodeError
+        It is no frame of ours, or it is cut off.
+    """
+
+    _FIRST = 4096
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        file.seek(0)
+        data = file.read(min(size, self._FIRST))
+        header = int.from_bytes(data[_SIZE_AT], "big")
+        if self._FIRST < header <= size:
+            data += _read(file, header - len(data))
+        super().__init__(file, Frame.parse(data), header, size)
+        self._spans = self._read_index(self._frame.tail_size)
+
+    def read(self, order: Literal["C", "F"], rows: slice | None = None) -> Array:
+        """Read the array, or some rows of it, into fresh memory.
+
+        Parameters
+        ----------
+        order : {"C", "F"}
+            Of the result in memory.
+        rows : slice, optional
+            Along the first axis.
+        """
+        return self._read_rows(order, rows)
+
+    def _read_index(self, size: int) -> list[tuple[int, int]]:
+        """Where each chunk starts and ends; twice the same where it is all zeros."""
+        count, cbytes = self._grid.count, self._frame.cbytes
+        self._file.seek(self._start + cbytes)
+        data = _read(self._file, size)
+        offsets = list(struct.unpack_from(f"<{count}q", data, _CHUNK_HEADER if count else 0))
+        if data != self._frame.tail(offsets):
+            raise DecodeError("the index of a Blosc2 frame is damaged")
+        stored = [offset for offset in offsets if offset != _ZEROS]
+        bounds = [*stored, cbytes]
+        if bounds[0] != 0 or any(b - a < _CHUNK_HEADER for a, b in itertools.pairwise(bounds)):
+            raise DecodeError("the index of a Blosc2 frame is damaged")
+        ends = iter(bounds[1:])
+        return [(0, 0) if offset == _ZEROS else (offset, next(ends)) for offset in offsets]
+
     def _read_chunk(self, number: int, start: int, into: Bytes) -> None:
         """Read bytes of a chunk, from `start`, as many as there is room for."""
         begin, end = self._spans[number]
@@ -517,7 +552,7 @@ class FrameReader:
         self._file.seek(self._start + begin)
         header = _read(self._file, _CHUNK_HEADER)
         self._check_chunk(number, header, end - begin)
-        if header[2] & 2 and not header[31]:
+        if _is_stored(header):
             self._file.seek(start, io.SEEK_CUR)
             _read_into(self._file, into)
             return
@@ -531,23 +566,73 @@ class FrameReader:
         if whole is not into:
             into[:] = whole[start : start + len(into)]
 
-    def _check_chunk(self, number: int, header: bytes, size: int) -> None:
-        """Compare all in a chunk's header that tells Blosc2 how much to write, and how."""
-        version, _, flags, typesize, nbytes, block, cbytes = struct.unpack_from("<4B3i", header)
-        grid = self._grid
-        stored = flags & 2 and not header[31]
-        if not (
-            version == 5
-            and flags & 5 == 5
-            and typesize == _typesize(grid.itemsize)
-            and nbytes == grid.chunk_bytes
-            and 0 < block <= nbytes
-            and cbytes == size
-            and (not stored or size == nbytes + _CHUNK_HEADER)
-            and max(header[16:22]) <= _BITSHUFFLE
-            and header[31] & 0x8F == 0
-        ):
+
+class PlainReader(_Reader):
+    """Reads the whole array out of a frame that is not compressed, in one pass over the file.
+
+    The bytes need not have been checked before: none of them reaches Blosc2, and the room that
+    they ask for is bounded by the size of the file and by what `shape` and `dtype` tell first.
+
+    Parameters
+    ----------
+    file : BinaryIO
+        Never moved but by reading; not closed.
+    size : int
+        Of the file.
+    start : bytes
+        Its first bytes, fewer than 11, which were read already.
+
+    Raises
+    ------
+    DecodeError
+        It is no frame of ours, or it is cut off.
+
+    Attributes
+    ----------
+    is_plain : bool
+        Whether it is not compressed, and can be read here.
+    """
+
+    _MOST = 1 << 20
+    """Bytes of a header: a dtype has to have thousands of fields to need more."""
+
+    def __init__(self, file: BinaryIO, size: int, start: bytes = b"") -> None:
+        data = start + _read(file, _SIZE_AT.stop - len(start))
+        header = int.from_bytes(data[_SIZE_AT], "big")
+        if not _SIZE_AT.stop <= header <= min(size, self._MOST):
+            raise DecodeError("this is no Blosc2 frame, or it is damaged")
+        data += _read(file, header - len(data))
+        super().__init__(file, Frame.parse(data), header, size)
+        self._stored = self._grid.chunk_bytes + _CHUNK_HEADER
+        self.is_plain = self._frame.cbytes == self._grid.count * self._stored
+
+    def read(self, order: Literal["C", "F"]) -> Array:
+        """Read the array, all of it, into fresh memory; then what follows it in the file.
+
+        Parameters
+        ----------
+        order : {"C", "F"}
+            Of the result in memory.
+        """
+        array = self._read_rows(order, None)
+        offsets = [self._stored * number for number in range(self._grid.count)]
+        if _read(self._file, self._frame.tail_size) != self._frame.tail(offsets):
+            raise DecodeError("the index of a Blosc2 frame is damaged")
+        return array
+
+    def _read_chunk(self, number: int, start: int, into: Bytes) -> None:
+        """Read the next chunk, and pass over its padding."""
+        header = _read(self._file, _CHUNK_HEADER)
+        self._check_chunk(number, header, self._stored)
+        if not _is_stored(header):
             raise DecodeError(f"chunk {number} of a Blosc2 frame is damaged")
+        _read_into(self._file, into)
+        _read(self._file, self._grid.chunk_bytes - len(into))
+
+
+def _is_stored(header: bytes) -> bool:
+    """Whether the bytes of a chunk follow its header as they are."""
+    return bool(header[2] & 2 and not header[31])
 
 
 def _read(file: BinaryIO, size: int) -> bytes:

@@ -85,6 +85,8 @@ class Grid:
         best = min(length, max(1, CHUNK_PLAIN // inner))
         least = length * inner
         for count in range(fewest, fewest + 32):
+            if count * 4096 >= least:
+                break  # more chunks only cost more
             step = max(1, -(-length // max(1, count)))
             cost = (step * -(-length // step) - length) * inner + count * 4096
             if step * inner <= max(inner, CHUNK_PLAIN) and cost < least:
