@@ -181,6 +181,8 @@ AIMS = (
     Aim("frozen", "stored, per (one and the changes)", _fact_ratio("frozen", "blobstore shared", "stored", "one and changes"), 1.25, at_most=True),
     Aim("frozen", "save, 3 x as fast as np.savez", _speed("frozen", "save", "blobstore shared", "np.savez"), 3.0),
     Aim("frozen", "save, 3 x as fast as torch.save", _speed("frozen", "save", "blobstore shared", "torch.save"), 3.0),
+    Aim("state dict", "save, as fast as torch.save", _speed("state dict", "save", "blobstore tensors", "torch.save"), 1.0),
+    Aim("state dict", "load, within 1.2 x of torch.load", _speed("state dict", "load", "blobstore tensors", "torch.save"), 1 / 1.2),
     *_bounded("noise"),
     *_bounded("compressible"),
     *_bounded("strided", copies=1),

@@ -26,6 +26,7 @@ class Sizes:
     frozen_checkpoints: int = 20
     tensors: int = 8
     tensor: int = 8 * MIB
+    width: int = 768
     large: int = 256 * MIB
     stream: int = 64 * MIB
     ranges: int = 200
@@ -38,7 +39,7 @@ class Sizes:
 
 FULL = Sizes()
 QUICK = Sizes(
-    keys=400, arrays=3, rows=100_000, checkpoints=4, frozen_checkpoints=8, tensor=2 * MIB,
+    keys=400, arrays=3, rows=100_000, checkpoints=4, frozen_checkpoints=8, tensor=2 * MIB, width=256,
     large=64 * MIB, stream=16 * MIB, ranges=50, at_once=200, s3_objects=50,
     entries={"1k": 1_000, "100k": 5_000, "1M": 20_000},
 )  # fmt: skip

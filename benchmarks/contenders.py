@@ -78,6 +78,23 @@ class Blobstore(Contender):
         self.store.close()
 
 
+class BlobstoreTensors(Blobstore):
+    """The same, of tensors over the memory of the arrays."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+
+        self.torch = torch
+        super().__init__(folder)
+
+    def put(self, key: str, value: Any, metadata: dict[str, Any] | None = None) -> None:
+        tensors = {name: self.torch.from_numpy(array) for name, array in value.items()}
+        super().put(key, tensors, metadata)
+
+    def get(self, key: str) -> Any:
+        return {name: tensor.numpy() for name, tensor in super().get(key).items()}
+
+
 class Diskcache(Contender):
     note = "no prefix listing: iterates over all keys and filters; size_limit raised so that nothing is evicted"
 
@@ -267,6 +284,7 @@ CONTENDERS: dict[str, type[Contender]] = {
     "blobstore zstd": _blobstore(compression="zstd"),
     "blobstore none": _blobstore(compression="none"),
     "blobstore shared": _blobstore(content_addressable=True),
+    "blobstore tensors": BlobstoreTensors,
     "diskcache": Diskcache,
     "sqlitedict": Sqlitedict,
     "joblib": Joblib,

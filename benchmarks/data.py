@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,22 @@ def frame_of(nbytes: int) -> pd.DataFrame:
 
 def checkpoint(tensors: int, nbytes: int) -> dict[str, Array]:
     return {f"layer{number}.weight": array("weights", nbytes, number) for number in range(tensors)}
+
+
+def state_dict(width: int, layers: int = 6) -> dict[str, Array]:
+    """Make what a transformer is saved as: a few large weights in each layer, many short biases."""
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (8192, width)}
+    for layer in range(layers):
+        for name, rows, columns in (
+            ("attention", 3 * width, width), ("output", width, width),
+            ("up", 4 * width, width), ("down", width, 4 * width),
+        ):  # fmt: skip
+            shapes[f"{layer}.{name}.weight"] = (rows, columns)
+            shapes[f"{layer}.{name}.bias"] = (rows,)
+    return {
+        name: array("weights", 4 * math.prod(shape), seed).reshape(shape)
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
 
 
 def train(state: dict[str, Array], step: int) -> None:

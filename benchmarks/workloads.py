@@ -106,6 +106,21 @@ def _twenty_checkpoints(case: Case) -> None:
     _checkpoints(case, count=case.sizes.frozen_checkpoints)
 
 
+def _state_dict(case: Case) -> None:
+    sizes, store, meter = case.sizes, case.contender, case.meter
+    state = data.state_dict(sizes.width)
+    case.warm(state)
+    for step in range(sizes.arrays):
+        with meter.part("save"):
+            store.put(f"step-{step}", state)
+    for step in range(sizes.arrays):
+        got = None
+        with meter.part("load"):
+            got = store.get(f"step-{step}")
+    case.check(got, state)
+    meter.facts["raw"] = float(sizes.arrays * _large_bytes(state))
+
+
 # --- memory: one large value; put and get in processes of their own ---
 
 
@@ -202,6 +217,13 @@ WORKLOADS = (
         "np.savez",
         {"all": _twenty_checkpoints},
         rounds=3,
+    ),
+    Workload(
+        "state dict",
+        "a state dict of float32 weights, 200 MB in 49 tensors",
+        ("torch.save", "blobstore tensors", "np.savez", "blobstore"),
+        "torch.save",
+        {"all": _state_dict},
     ),
     _memory("noise", "a 256 MiB array of noise", _BIG_ARRAYS, "np.save"),
     _memory("compressible", "a 256 MiB array that compresses", _BIG_ARRAYS, "np.save"),

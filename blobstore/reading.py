@@ -480,7 +480,7 @@ class _OnePassReader(io.RawIOBase):
     def finish(self) -> None:
         """Read what is left, and compare."""
         buffer = bytearray(io.DEFAULT_BUFFER_SIZE)  # mostly there is nothing left
-        while self.readinto(buffer):
+        while self._size < self._part.blob.size and self.readinto(buffer):
             pass
         text = digest.checksum_text(self._hasher, executable=self._executable)
         _compare(self._key, self._part, self._size, text)

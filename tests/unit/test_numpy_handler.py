@@ -337,11 +337,37 @@ class TestEncoding:
         assert plan.parts[0].encoding().codec == codec
         assert len(data) < STEPS.nbytes / 4
 
-    def test_weights_shrink_with_their_bits_shuffled(self):
+    @pytest.mark.parametrize(("codec", "level"), [("lz4", 4), ("zstd", 1), ("gzip", 3)])
+    def test_weights_shrink_with_their_bits_shuffled(self, codec, level):
         weights = (NOISE * 0.02).astype("f4")
-        plan, data = put(weights)
-        assert plan.parts[0].encoding().codec == "lz4"
+        plan, data = put(weights, codec, level)
+        assert plan.parts[0].encoding().codec == codec
         assert len(data) < weights.nbytes * 0.9
+
+    @pytest.mark.parametrize("codec", ["lz4", "blosclz"])
+    @pytest.mark.parametrize("level", [1, 3])
+    def test_the_fastest_methods_have_to_save_a_quarter(self, codec, level):
+        weights = (NOISE * 0.02).astype("f4")
+        assert put(weights, codec, level)[0].parts[0].encoding().codec == "none"
+        for share, expected in ((0.2, "none"), (0.35, codec)):
+            array = NOISE.reshape(-1, 1000).copy()
+            array[:, : int(share * 1000)] = 0
+            assert put(array, codec, level)[0].parts[0].encoding().codec == expected
+
+    @pytest.mark.parametrize("nbytes", [1 << 16, 1 << 18, 1 << 20, 1 << 23])
+    def test_small_arrays_have_small_samples(self, nbytes, monkeypatch):
+        sizes = []
+        real = blosc2.compress2
+        monkeypatch.setattr(
+            blosc2, "compress2", lambda raw, **kw: sizes.append(len(raw)) or real(raw, **kw)
+        )
+        HANDLER.plan(np.resize(NOISE, nbytes // 8), WriteOptions()).parts[0].encoding()
+        assert max(sizes) <= min(max(1 << 15, nbytes // 8), 1 << 17)
+
+    def test_a_compressed_frame_is_read_whatever_is_said_of_it(self):
+        plan, data = put(STEPS)
+        part = StoredPart("data", BytesSource(data), "none", "numpy", 1)
+        assert_exact(HANDLER.read({"data": part}, plan.info), STEPS)
 
     def test_text_does_not_pay_for_empty_bytes(self):
         array = np.array([str(n) for n in range(20_000)], "U40")

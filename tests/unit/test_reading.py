@@ -10,6 +10,7 @@ import random
 
 import numpy as np
 import pytest
+from counting import CountingSource
 
 from blobstore import codecs, reading
 from blobstore.backends import DictStore, FilesystemBlobBackend, JsonBackend
@@ -326,6 +327,57 @@ def test_damage_is_found_in_blobs_that_are_not_held_in_memory(rig, name, monkeyp
     rig.damage(entry, flip)
     with pytest.raises(IntegrityError):
         rig.reader.load(entry)
+
+
+def plain_array(seed=1):
+    return np.random.default_rng(seed).integers(0, 1 << 62, 300_000)  # over 1 MiB, in three chunks
+
+
+@pytest.mark.parametrize("value", [plain_array(), {"a": plain_array()}], ids=["array", "mapping"])
+def test_what_is_not_compressed_is_read_once_and_checked_meanwhile(rig, value):
+    entry = rig.put(value)
+    assert entry.parts[-1].blob.codec == "none"
+    counted = {}
+
+    def source(location):
+        counted[location] = CountingSource(rig.objects.get(location))
+        return counted[location]
+
+    rig.objects.source = source
+    assert same(rig.reader.load(entry), value)
+    assert counted[entry.locations[-1]].count == entry.parts[-1].blob.size
+    counted.clear()
+    rig.damage(entry, lambda data: data[:-40] + b"?" + data[-39:])
+    with pytest.raises(IntegrityError):
+        rig.reader.load(entry)
+
+
+@pytest.mark.parametrize("value", [plain_array(), {"a": plain_array()}], ids=["array", "mapping"])
+def test_damage_is_told_from_a_wrong_format_wherever_it_is(rig, value):
+    """Also where the header lies, which is looked at before all bytes were compared."""
+    entry = rig.put(value)
+    part = entry.parts[-1]
+    stored = rig.objects.get(part.blob.location)
+    header = int.from_bytes(stored[11:15], "big")
+    tail = [len(stored) - n for n in (1, 40, 75)]
+    for position in (*range(0, header, 7), header, header + 20, header + 500, *tail):
+        rig.damage(entry, lambda _, at=position: flip_at(stored, at))
+        with pytest.raises(IntegrityError) as caught:
+            rig.reader.load(entry)
+        assert (caught.value.key, caught.value.location) == ("k", part.blob.location)
+    rig.damage(entry, lambda _: stored)
+    assert same(rig.reader.load(entry), value)
+
+
+def flip_at(data, position):
+    return data[:position] + bytes([data[position] ^ 0x40]) + data[position + 1 :]
+
+
+def test_whole_bytes_that_are_another_array_are_no_damage(rig):
+    entry = rig.put(plain_array())
+    other = entry._replace(info_text=entry.info_text.replace("300000", "300001"))
+    with pytest.raises(DecodeError, match="300001"):
+        rig.reader.load(other)
 
 
 def test_without_verifying_plain_formats_are_decoded_as_they_are(rig):
