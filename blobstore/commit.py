@@ -535,17 +535,17 @@ class Committer:
 
 
 def _needs_signature(planned: Planned) -> bool:
-    """Whether only its signature makes an entry load: it may run code, or shrank to little."""
-    return planned.handler.runs_code or any(_is_large(part) for part in planned.plan.parts)
+    """Whether only its signature may make an entry load: it runs code, or shrank to little."""
+    return planned.handler.runs_code or any(_may_grow(part) for part in planned.plan.parts)
 
 
 def _needs_proof(part: PlannedPart) -> bool:
     """Whether nobody may be able to make other bytes with the checksum of a part."""
-    return part.executable or _is_large(part)
+    return part.executable or _may_grow(part)
 
 
-def _is_large(part: PlannedPart) -> bool:
-    return part.size_hint >= limits.SIGNED_FROM
+def _may_grow(part: PlannedPart) -> bool:
+    return part.size_hint >= limits.SIGNED_FROM and part.is_packed
 
 
 def _info_text(planned: Planned) -> str:

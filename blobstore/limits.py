@@ -19,8 +19,8 @@ MAX_DECOMPRESSED = 1 << 30
 """Bytes that any stream may grow to, unless a store was opened with another limit."""
 
 SIGNED_FROM = MAX_DECOMPRESSED // 4
-"""Bytes in memory from which on all that is stored is signed, so that its writer can read it again
-whatever it shrank to."""
+"""Bytes in memory from which on all that is compressed is signed, so that its writer can read it
+again whatever it shrank to."""
 
 MAX_RATIO = 256
 """Times its stored size that a stream may always grow."""

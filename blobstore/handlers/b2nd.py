@@ -414,13 +414,15 @@ class _Reader(ABC):
         if self.dtype.itemsize != frame.grid.itemsize or size != whole:
             raise DecodeError(f"a Blosc2 frame is damaged or cut off: it has {size} bytes")
 
-    def _read_rows(self, order: Literal["C", "F"], rows: slice | None) -> Array:
+    def _read_rows(self, order: Literal["C", "F"], rows: slice | None, limit: int) -> Array:
         if rows is None or not self.shape:
             wanted = range(self.shape[0] if self.shape else 1)
         else:
             wanted = range(*rows.indices(self.shape[0]))
         shape = (len(wanted), *self.shape[1:]) if self.shape else ()
         size = math.prod(shape) * self.dtype.itemsize
+        if size > limit:
+            raise limits.bomb(f"an array of shape {shape}", limit)
         limits.check_allocation(size, f"an array of shape {shape}")
         result = np.empty(shape, self.dtype, order)
         if not result.size:
@@ -516,7 +518,12 @@ class FrameReader(_Reader):
         super().__init__(file, Frame.parse(data), header, size)
         self._spans = self._read_index(self._frame.tail_size)
 
-    def read(self, order: Literal["C", "F"], rows: slice | None = None) -> Array:
+    def read(
+        self,
+        order: Literal["C", "F"],
+        rows: slice | None = None,
+        limit: int = limits.UNLIMITED,
+    ) -> Array:
         """Read the array, or some rows of it, into fresh memory.
 
         Parameters
@@ -525,8 +532,10 @@ class FrameReader(_Reader):
             Of the result in memory.
         rows : slice, optional
             Along the first axis.
+        limit : int
+            Bytes that the result may take.
         """
-        return self._read_rows(order, rows)
+        return self._read_rows(order, rows, limit)
 
     def _read_index(self, size: int) -> list[tuple[int, int]]:
         """Where each chunk starts and ends; twice the same where it is all zeros."""
@@ -614,7 +623,7 @@ class PlainReader(_Reader):
         order : {"C", "F"}
             Of the result in memory.
         """
-        array = self._read_rows(order, None)
+        array = self._read_rows(order, None, limits.UNLIMITED)
         offsets = [self._stored * number for number in range(self._grid.count)]
         if _read(self._file, self._frame.tail_size) != self._frame.tail(offsets):
             raise DecodeError("the index of a Blosc2 frame is damaged")

@@ -116,6 +116,11 @@ class NamedPart(PlannedPart):
         """As the part itself decides."""
         return self._inner.encoding()
 
+    @property
+    def is_packed(self) -> bool:
+        """As the part itself says."""
+        return self._inner.is_packed
+
     def write(self, sink: Sink) -> None:
         """Write the part itself."""
         self._inner.write(sink)

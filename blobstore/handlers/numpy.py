@@ -125,7 +125,7 @@ class NumpyHandler(LeafHandler):
                 return _read_npy(file.read(), text, shape, order, rows)
             frame = b2nd.FrameReader(file, part.source.size)
             _check_kind(frame.dtype, frame.shape, text, shape)
-            return frame.read(order, rows)
+            return frame.read(order, rows, part.trust.growth_limit(part.source.size))
 
 
 class ArrayPart(PlannedPart):

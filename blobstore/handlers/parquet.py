@@ -102,6 +102,11 @@ class ParquetPart(PlannedPart):
         used = self._writer_options["compression"] != "none"
         return Encoding(self._codec if used else "none", ".parquet")
 
+    @property
+    def is_packed(self) -> bool:
+        """Say yes: without a codec, too, equal values are stored once."""
+        return True
+
     def write(self, sink: Sink) -> None:
         """Stream row groups into `sink`."""
         content, schema = self._rows, self._schema

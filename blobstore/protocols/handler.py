@@ -68,6 +68,11 @@ class PlannedPart(ABC):
     def encoding(self) -> Encoding:
         """Decide codec and extension, on a sample where that needs the data; always the same."""
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether reading it may take much more memory than there are stored bytes."""
+        return self.encoding().codec != "none"
+
     @abstractmethod
     def write(self, sink: Sink) -> None:
         """Encode into `sink`. Repeatable, for a retry; must not change the object."""

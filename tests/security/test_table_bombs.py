@@ -356,6 +356,28 @@ def test_what_is_large_is_signed_so_that_its_writer_reads_it(tmp_path, monkeypat
                 stream.read()
 
 
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_an_array_of_zeros_is_refused_if_another_stored_it(tmp_path, monkeypatch, codec):
+    from blobstore import limits
+
+    zeros = np.zeros((200, MIB // 8))  # 200 MiB
+    with BlobStore(tmp_path, compression=codec, signing_keys=[KEY]) as store:
+        store["small"] = zeros
+        monkeypatch.setattr(limits, "SIGNED_FROM", 10 * MIB)
+        store["large"] = zeros
+        store["noise"] = np.random.default_rng(1).bytes(20 * MIB)
+        assert store.entry("small").signature is None
+        assert store.entry("large").signature
+        assert store.entry("noise").signature is None
+        assert store.entry("noise").parts[0].blob.checksum.startswith("xxh3")
+    with BlobStore(tmp_path, signing_keys=[KEY], max_decompressed_bytes=2 * MIB) as store:
+        assert store["large"].shape == zeros.shape
+        assert len(store["noise"]) == 20 * MIB
+        with pytest.raises(DecodeError, match="max_decompressed_bytes"):
+            store["small"]
+        assert store.get("small", rows=slice(100, 101)).nbytes == MIB
+
+
 def test_known_content_that_another_stored_is_stored_again_to_be_signed(tmp_path, monkeypatch):
     from blobstore import limits
 
