@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from blobstore.errors import InvalidInputError, UnsupportedTypeError
 from blobstore.files.options import lent, reading, refuse_options, wanted_names
 from blobstore.files.trust import FileTrust, growth_limit
+from blobstore.limits import UNLIMITED, bomb
 from blobstore.protocols import StoredPart, WriteOptions
 from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.registry import load_module, make_handler
@@ -85,13 +86,13 @@ class ParquetFormat(FileFormat):
 
     def read(self, source: Source, context: FileContext, **options: Any) -> Any:
         """Read a table."""
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from blobstore.handlers.parquet import MALFORMED
         from blobstore.handlers.parquet_growth import check_growth
 
         refuse_options(context, options, "columns", "lazy", "library")
-        with reading(context, pa.ArrowException, OSError, ValueError, KeyError):
+        with reading(context, OSError, *MALFORMED):
             with source.open() as file:
                 metadata = pq.read_metadata(file)
             footer = metadata.metadata or {}
@@ -122,7 +123,19 @@ class ParquetFormat(FileFormat):
                 table = table.select(columns)
             notes = {k: v for k, v in (table.schema.metadata or {}).items() if k != _BY_ARROW}
             table = table.replace_schema_metadata(notes or None)
-            return table if library == "pyarrow" else table.to_pandas()
+            if library == "pyarrow":
+                return table
+            _check_objects(table, growth_limit(context, source.size), repr(context.key))
+            return table.to_pandas()
+
+
+def _check_objects(table: Any, limit: int, what: str) -> None:
+    """Refuse a table of which pandas would make too many Python objects."""
+    from blobstore.handlers.dense import object_bytes
+
+    chunks = (chunk for column in table.columns for chunk in column.chunks)
+    if limit < UNLIMITED and sum(map(object_bytes, chunks)) > limit:
+        raise bomb(what, limit)
 
 
 def _by_handler(

@@ -12,6 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
+_BYTES_OF_OBJECT = 64
+_BYTES_OF_LIST = 120
+_BYTES_OF_DICT = 184
+_BYTES_OF_DECIMAL = 104
+
+
 def dense_bytes(array: pa.Array) -> int:
     """Bytes that an array takes without dictionaries.
 
@@ -55,6 +61,47 @@ def has_dictionary(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return True
     return any(has_dictionary(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def leaf_types(kind: pa.DataType) -> list[pa.DataType]:
+    """The types that a type is made of, as far as they have values of their own.
+
+    Examples
+    --------
+    >>> leaf_types(pa.map_(pa.string(), pa.struct({"x": pa.int8(), "y": pa.list_(pa.bool_())})))
+    [DataType(string), DataType(int8), DataType(bool)]
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        return leaf_types(kind.storage_type)
+    if not kind.num_fields:
+        return [kind]
+    return [leaf for i in range(kind.num_fields) for leaf in leaf_types(kind.field(i).type)]
+
+
+def object_bytes(array: pa.Array) -> int:
+    """Bytes that an array takes in pandas besides its values, because it holds Python objects.
+
+    Numbers, times and text are none there, a list of numbers is one, and of bytes and dates that
+    are equal there is one for all.
+
+    Examples
+    --------
+    >>> object_bytes(pa.array([[1, 2, 3], [4]])), object_bytes(pa.array(["a", "b"]))
+    (240, 0)
+    """
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return object_bytes(array.storage)
+    if pa.types.is_struct(kind):
+        each = _BYTES_OF_DICT + _BYTES_OF_OBJECT * kind.num_fields
+        return len(array) * each + sum(map(object_bytes, array.flatten()))
+    if pa.types.is_map(kind):
+        pairs = _BYTES_OF_LIST * (len(array) + len(array.keys))
+        items = object_bytes(array.keys) + object_bytes(array.items)
+        return pairs + 2 * _BYTES_OF_OBJECT * len(array.keys) + items
+    if kind.num_fields == 1 and not pa.types.is_union(kind):
+        return len(array) * _BYTES_OF_LIST + object_bytes(array.flatten())
+    return len(array) * _BYTES_OF_DECIMAL if pa.types.is_decimal(kind) else 0
 
 
 def is_text_dictionary(kind: pa.DataType) -> bool:

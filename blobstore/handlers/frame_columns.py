@@ -26,6 +26,7 @@ from blobstore.handlers.arrow import describe_type, single
 NdArray = np.ndarray[Any, Any]
 Facts = dict[str, Any]
 
+_WIDEST = 8  # bytes of a number
 _NAT = np.iinfo(np.int64).min
 _MASKED: dict[type, Callable[..., Any]] = {
     **dict.fromkeys(
@@ -574,10 +575,15 @@ def simple_type(facts: Facts) -> ColumnType:
     """The type that `facts` came from; categories apart."""
     kind = facts["kind"]
     if kind == "numpy":
-        return NumpyType(np.dtype(facts["dtype"]))
+        dtype = np.dtype(facts["dtype"])
+        if dtype.kind not in "biuf" or dtype.itemsize > _WIDEST:
+            raise DecodeError(f"there is no column of numbers of the dtype {facts['dtype']!r}")
+        return NumpyType(dtype)
     if kind == "temporal":
-        zone = _tz(facts["tz"]) if "tz" in facts else None
-        return TemporalType(facts["dtype"], facts["unit"], zone)
+        code, unit = facts["dtype"], facts["unit"]
+        if code not in ("m", "M") or unit not in ("s", "ms", "us", "ns"):
+            raise DecodeError(f"there is no column of times of the kind {code!r} and unit {unit!r}")
+        return TemporalType(code, unit, _tz(facts["tz"]) if "tz" in facts else None)
     if kind == "string":
         return StringType(facts["storage"], facts["missing"])
     if kind == "object":

@@ -385,6 +385,23 @@ def inline_facts(index: pd.Index[Any]) -> Facts:
     return {**_stored_facts(index, column), "values": [encode_value(value) for value in values]}
 
 
+def labels_in_ranges(facts: Any) -> int:
+    """How many labels the ranges in facts stand for: few bytes may tell of any number.
+
+    Examples
+    --------
+    >>> labels_in_ranges([{"categories": {"kind": "range", "start": 0, "stop": 9, "step": 2}}])
+    5
+    """
+    if isinstance(facts, list):
+        return sum(map(labels_in_ranges, facts))
+    if not isinstance(facts, dict):
+        return 0
+    if facts.get("kind") == "range":
+        return len(range(facts["start"], facts["stop"], facts["step"]))
+    return sum(map(labels_in_ranges, facts.values()))
+
+
 def inline_index(facts: Facts) -> pd.Index[Any]:
     """Undo `inline_facts`."""
     kind = facts["kind"]

@@ -60,10 +60,9 @@ def check_growth(file: BinaryIO, limit: int) -> None:
     total = 0
     try:
         for offset, length in _blocks(file):
-            for size in _buffer_sizes(file, offset, length):
-                total += size
-                if total > limit:
-                    raise bomb("a table", limit)
+            total += _message_size(file, offset, length)
+            if total > limit:
+                raise bomb("a table", limit)
     except (struct.error, IndexError, OverflowError, ValueError) as exc:
         raise DecodeError(f"the parts of an Arrow file cannot be found: {exc!r}") from exc
 
@@ -75,13 +74,17 @@ def _blocks(file: BinaryIO) -> Iterator[tuple[int, int]]:
     if magic != _MAGIC:
         raise ValueError("no magic bytes at the end")
     footer = _Table.root(_read(file, end - _TAIL.size - size, size))
+    seen = 0
     for field in (2, 3):
         for offset, length, _ in footer.structs(field, _BLOCK):
+            seen += length
+            if seen > end:
+                raise ValueError("messages that lie in one place")
             yield offset, length
 
 
-def _buffer_sizes(file: BinaryIO, offset: int, length: int) -> Iterator[int]:
-    """How large each buffer of a message is in memory."""
+def _message_size(file: BinaryIO, offset: int, length: int) -> int:
+    """How much memory a message takes: what its buffers do, or its body, of which they are parts."""
     data = _read(file, offset, length)
     message = _Table.root(data[8:] if data.startswith(_CONTINUES) else data[4:])
     kind = message.number(1, "<B")
@@ -92,11 +95,19 @@ def _buffer_sizes(file: BinaryIO, offset: int, length: int) -> Iterator[int]:
         raise ValueError(f"a message of kind {kind} in the place of a batch")
     older = message.number(0, "<h") <= _OLDER_FORMAT and message.table(4) is not None
     compressed = older or batch.table(3) is not None
+    sizes = _buffer_sizes(file, batch, offset + length, compressed=compressed)
+    return max(message.number(3, "<q"), sum(sizes))
+
+
+def _buffer_sizes(
+    file: BinaryIO, batch: _Table, body: int, *, compressed: bool
+) -> Iterator[int]:
+    """How large each buffer of a batch is in memory."""
     for start, stored in batch.structs(2, _BUFFER):
         if not compressed or stored == 0:
             yield max(0, stored)
             continue
-        (size,) = struct.unpack("<q", _read(file, offset + length + start, 8))
+        (size,) = struct.unpack("<q", _read(file, body + start, 8))
         yield stored if size == _AS_IT_IS else max(size, 0)
 
 

@@ -38,6 +38,7 @@ from blobstore.handlers.frame_schema import (
     encode_value,
     inline_facts,
     inline_index,
+    labels_in_ranges,
     logical_facts,
     restore_index,
     stored_index,
@@ -48,6 +49,7 @@ from blobstore.handlers.leaves import LeafHandler
 from blobstore.handlers.parquet import ParquetPart, TableContent, check_room, decoding
 from blobstore.handlers.parquet_growth import check_growth
 from blobstore.handlers.parquet_names import field_names, pandas_metadata
+from blobstore.limits import UNLIMITED, bomb
 from blobstore.protocols import (
     Plan,
     StoredPart,
@@ -60,6 +62,7 @@ FACTS_KEY = b"blobstore"
 _READ_BYTES = 64 << 20
 _MAX_FACTS = 32 << 20
 _SHOWN = 100
+_BYTES_OF_LABEL = 64  # of a number that values are looked up among
 _FEW_BLOCKS = 64
 _TYPED = ("format", "columns", "types", "index")  # which a digest says in its own way
 
@@ -269,7 +272,10 @@ def _read_file(file: Any, wanted: list[Any] | None, limit: int) -> pd.DataFrame 
     series = facts["kind"] == "series"
     if wanted is not None and series:
         raise InvalidInputError("a Series has no columns to choose from: leave out columns=")
+    _check_ranges(facts, limit)
     axis = None if series else inline_index(facts["columns"])
+    if axis is not None and len(axis) != len(facts["types"]):
+        raise DecodeError(f"a frame has {len(axis)} labels and {len(facts['types'])} columns")
     places = list(range(len(facts["types"])))
     if axis is not None and wanted is not None:
         places = _places(axis, wanted)
@@ -289,6 +295,16 @@ def _read_file(file: Any, wanted: list[Any] | None, limit: int) -> pd.DataFrame 
     obj.flags.allows_duplicate_labels = facts["allows_duplicate_labels"]
     made: pd.DataFrame | pd.Series[Any] = obj
     return made
+
+
+def _check_ranges(facts: Facts, limit: int) -> None:
+    """Refuse categories and levels that are ranges, which are written out to look values up."""
+    if limit >= UNLIMITED:
+        return
+    index = [] if facts["index"]["kind"] == "range" else facts["index"]
+    labels = labels_in_ranges([facts["types"], index])
+    if labels * _BYTES_OF_LABEL > limit:
+        raise bomb("a frame", limit)
 
 
 def _places(axis: pd.Index[Any], wanted: list[Any]) -> list[int]:

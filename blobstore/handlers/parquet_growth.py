@@ -7,21 +7,24 @@ beginning of the value before it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blobstore.errors import DecodeError
-from blobstore.handlers.dense import dense_bytes
+from blobstore.handlers.dense import dense_bytes, leaf_types
 from blobstore.handlers.parquet_pages import DATA, DATA_V2, DICTIONARY, pages
 from blobstore.limits import UNLIMITED, bomb
 
 _BITS = {"BOOLEAN": 1, "INT32": 32, "INT64": 64, "INT96": 64, "FLOAT": 32, "DOUBLE": 64}
-"""Of a value in memory."""
-_BITS_OF_OFFSET = 32  # of a text among texts, at least
+"""Of a value while it is read."""
+_BITS_OF_OFFSET = 32  # of a text among texts, or a list among lists
 _BITS_OF_LEVELS = 32  # of a value in a nested column, while it is read
+_BYTES_OF_ENTRY = 16  # of a text in a dictionary, besides the text
 _BY_DICTIONARY = (2, 8)
 _BY_PREFIX = 7
 _BATCH = 1 << 16
@@ -34,6 +37,8 @@ class _Column:
 
     Attributes
     ----------
+    leaf : int
+        Its place among the columns of the file.
     path : str
     nested : bool
     size : int
@@ -47,8 +52,11 @@ class _Column:
         Bytes that text with shared beginnings may take at most.
     longest : int
         Bytes that one such text may take at most.
+    entry : int
+        Bytes that a text from a dictionary may take at most.
     """
 
+    leaf: int
     path: str
     nested: bool
     size: int = 0
@@ -57,6 +65,7 @@ class _Column:
     repeated: int = 0
     shared: int = 0
     longest: int = 0
+    entry: int = 0
 
 
 def check_growth(
@@ -103,7 +112,9 @@ def check_growth(
     if limit >= UNLIMITED:
         return
     wanted = None if columns is None else list(columns)
-    found = [_measure(parquet, file, groups, leaf) for leaf in _leaves(parquet.schema, wanted)]
+    leaves, kinds = _leaves(parquet.schema, wanted), _kinds(parquet)
+    _check_places(parquet, file, groups, leaves)
+    found = [_measure(parquet, file, groups, leaf, kinds[leaf]) for leaf in leaves]
     if max(sum(c.size for c in found), sum(c.least for c in found)) > limit:
         raise bomb(_WHAT, limit)
     if sum(c.size + c.least + c.repeated + c.shared for c in found) > limit:
@@ -132,21 +143,50 @@ def _leaves(schema: pq.ParquetSchema, columns: Sequence[str] | None) -> list[int
     return [i for i, path in enumerate(paths) if path in names or path.startswith(prefixes)]
 
 
-def _measure(parquet: pq.ParquetFile, file: BinaryIO, groups: Sequence[int], leaf: int) -> _Column:
+def _kinds(parquet: pq.ParquetFile) -> list[pa.DataType]:
+    """The types that the leaves have in memory."""
+    schema = parquet.schema_arrow
+    found = list(itertools.chain.from_iterable(map(leaf_types, schema.types)))
+    if len(found) != len(parquet.schema):
+        raise DecodeError("the columns of a Parquet file are not those of its Arrow schema")
+    return found
+
+
+def _check_places(
+    parquet: pq.ParquetFile, file: BinaryIO, groups: Sequence[int], leaves: Sequence[int]
+) -> None:
+    """Refuse columns that lie in one place, which would be read as often as the footer says."""
+    chunks = (parquet.metadata.row_group(group).column(i) for group in groups for i in leaves)
+    if sum(chunk.total_compressed_size for chunk in chunks) > file.seek(0, 2):
+        raise DecodeError("the columns of a Parquet file are larger than the file")
+
+
+def _measure(
+    parquet: pq.ParquetFile, file: BinaryIO, groups: Sequence[int], leaf: int, kind: pa.DataType
+) -> _Column:
     column = parquet.schema.column(leaf)
     nested = column.max_definition_level > 1 or column.max_repetition_level > 0
-    found = _Column(column.path, nested)
+    found = _Column(leaf, column.path, nested)
     text = column.physical_type == "BYTE_ARRAY"
     bits = _BITS_OF_OFFSET if text else _BITS.get(column.physical_type, column.length * 8)
-    bits += _BITS_OF_LEVELS if nested else 0
+    bits = max(bits, _width(kind)) + column.max_repetition_level * _BITS_OF_OFFSET
+    bits += column.max_definition_level + (_BITS_OF_LEVELS if nested else 0)
     for group in groups:
         facts = parquet.metadata.row_group(group)
         chunk = facts.column(leaf)
         values = _add_pages(found, file, chunk, text=text)
-        # Room is made for the rows that the footer tells of, whether values for them come or not.
-        found.least += max(values, facts.num_rows) * bits // 8
+        # Room is made for what the footer tells of, whether values for it come or not.
+        found.least += max(values, chunk.num_values, facts.num_rows) * bits // 8
         found.values += values
     return found
+
+
+def _width(kind: pa.DataType) -> int:
+    """Bits of a value in memory; 0 for those of no fixed width."""
+    try:
+        return int(kind.bit_width)
+    except ValueError:
+        return 0
 
 
 def _add_pages(found: _Column, file: BinaryIO, chunk: Any, *, text: bool) -> int:
@@ -156,10 +196,12 @@ def _add_pages(found: _Column, file: BinaryIO, chunk: Any, *, text: bool) -> int
         found.size += page.size
         if page.kind == DICTIONARY:
             dictionary = max(dictionary, page.size)
+            found.least += page.values * _BYTES_OF_ENTRY if text else 0
         elif page.kind in (DATA, DATA_V2):
             values += page.values
             if text and page.encoding in _BY_DICTIONARY:
                 found.repeated += page.values * dictionary
+                found.entry = max(found.entry, dictionary)
             elif text and page.encoding == _BY_PREFIX:
                 found.shared += page.values * page.size
                 found.longest = max(found.longest, page.size)
@@ -174,22 +216,33 @@ def _count(
     limit: int,
 ) -> None:
     """Read in small batches, with dictionaries as they are, and count what would come of them."""
-    if any(column.nested and column.shared > limit for column in found):
-        raise DecodeError(
-            f"{_WHAT} has nested text with shared beginnings (DELTA_BYTE_ARRAY), which may grow to "
-            f"more than {limit} bytes. If it is what you expect, open the store with a larger "
-            "max_decompressed_bytes"
-        )
-    longest = max((column.longest for column in found), default=0)
-    batch = max(1, min(_BATCH, limit // max(1, longest)))
-    paths = [column.path for column in found]
-    repeated = [column.path for column in found if column.repeated]
     file.seek(0)
     reader = pq.ParquetFile(
-        file, metadata=parquet.metadata, read_dictionary=repeated, pre_buffer=False
+        file,
+        metadata=parquet.metadata,
+        read_dictionary=[column.leaf for column in found if column.repeated],
+        pre_buffer=False,
     )
+    kinds = _kinds(reader)
+    row = 0
+    for column in found:
+        kept = pa.types.is_dictionary(kinds[column.leaf])  # not where text stands for numbers
+        if column.nested and column.shared + (0 if kept else column.repeated) > limit:
+            raise _unknown(column.path, limit)
+        row += column.longest + (0 if kept else column.entry)
+    batch = max(1, min(_BATCH, limit // max(1, row)))
+    paths = list(dict.fromkeys(column.path for column in found))
     total = 0
     for rows in reader.iter_batches(batch, groups, paths, use_threads=False):
         total += sum(dense_bytes(column) for column in rows.columns)
         if total > limit:
             raise bomb(_WHAT, limit)
+
+
+def _unknown(path: str, limit: int) -> DecodeError:
+    """The error for values of which many may be in a row, and all of them large."""
+    return DecodeError(
+        f"{_WHAT} has nested values in {path!r} that share bytes (a dictionary or DELTA_BYTE_ARRAY) "
+        f"and may grow to more than {limit} bytes. If it is what you expect, open the store with a "
+        "larger max_decompressed_bytes"
+    )

@@ -27,8 +27,9 @@ _PADDING = 100  # of columns by old writers (PARQUET-816), which Arrow still loo
 _STOP, _TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(
     13
 )
-_INTEGERS = (_I16, _I32, _I64)
 _DEEPEST = 32
+_MOST_VALUES = 10_000  # in a header, at any depth; writers have a few dozen
+_HIGHEST_FIELD = (1 << 15) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +121,18 @@ def _number(fields: dict[int, Any], field: int, default: int = -1) -> int:
 class _Compact:
     """Reads Thrift's compact protocol as far as headers of pages need it.
 
-    Beyond the end of the data it raises `IndexError`.
+    Beyond the end of the data it raises `IndexError`. What no writer writes and readers take in
+    ways of their own is refused, so that nothing else is found here than there: a field that is
+    there twice, numbers that are too large for their type.
     """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
+        self._values = 0
         self.position = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        """Numbers and structs by field; what else there is, is passed over."""
+        """Numbers and structs by field; None in the place of what else there is."""
         if depth > _DEEPEST:
             raise DecodeError("the header of a Parquet page is nested too deeply")
         fields: dict[int, Any] = {}
@@ -139,13 +143,16 @@ class _Compact:
             if kind == _STOP:
                 return fields
             number = number + step if step else self._integer()
-            value = self._value(kind, depth)
-            if value is not None:
-                fields[number] = value
+            if number in fields or not 0 <= number <= _HIGHEST_FIELD:
+                raise DecodeError(f"the header of a Parquet page has a field {number} in excess")
+            fields[number] = self._value(kind, depth)
 
     def _value(self, kind: int, depth: int) -> Any:
-        """A number or a struct; None for anything else, which is skipped."""
-        if kind in _INTEGERS:
+        """A number of 32 bits or a struct; None for anything else, which is skipped."""
+        self._values += 1
+        if self._values > _MOST_VALUES:
+            raise DecodeError("the header of a Parquet page has too many fields")
+        if kind == _I32:
             return self._integer()
         if kind == _STRUCT:
             return self.struct(depth + 1)
@@ -157,6 +164,8 @@ class _Compact:
             self._skip_map(depth)
         elif kind == _BINARY:
             self._skip(self._varint())
+        elif kind in (_I16, _I64):
+            self._varint()
         elif kind in (_I8, _DOUBLE):
             self._skip(1 if kind == _I8 else 8)
         else:
@@ -209,4 +218,6 @@ class _Compact:
 
     def _integer(self) -> int:
         found = self._varint()
+        if found >> 32:
+            raise DecodeError("the header of a Parquet page has a number of more than 32 bits")
         return (found >> 1) ^ -(found & 1)
