@@ -16,6 +16,8 @@ from blobstore.protocols.file_format import FileContext, FileFormat
 from blobstore.streams import Sink, Source
 
 _EXACT_IN_PNG = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+_OF_ONE_BYTE = {"1", "L", "P"}
+"""Modes of which a pixel takes a byte in memory; in all others it takes up to four."""
 _NAMES = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -102,7 +104,7 @@ class ImageFormat(FileFormat):
                 width, height = image.size
                 check_pixels(width, height)
                 limit = growth_limit(context, source.size)
-                if width * height * len(image.getbands()) > limit:
+                if width * height * (1 if image.mode in _OF_ONE_BYTE else 4) > limit:
                     raise bomb(repr(context.key), limit)
                 image.load()
                 return image.copy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from blobstore.streams import Sink, Source
 MAX_DEPTH = 200
 _SCALARS = ("builtins.int", "builtins.float", "builtins.bool", "builtins.NoneType")
 _LONGEST_INT = 10**4000
+_MOST_DIGITS = 4300
 _BATCH = 1 << 16
 
 
@@ -126,6 +128,24 @@ def _in_batches(lines: Iterator[str]) -> Iterator[str]:
     yield "".join(batch)
 
 
+@functools.cache
+def _yaml_loader() -> Any:
+    """The safe loader, but for numbers of so many digits that reading them takes hours."""
+    yaml = load_module("yaml")
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc,name-defined]
+        """Refuses long numbers."""
+
+        def construct_yaml_int(self, node: Any) -> Any:
+            """A number, as Python's own limit allows."""
+            if len(node.value) > _MOST_DIGITS:
+                raise ValueError(f"a number of {len(node.value)} digits")
+            return super().construct_yaml_int(node)
+
+    Loader.add_constructor("tag:yaml.org,2002:int", Loader.construct_yaml_int)
+    return Loader
+
+
 class YamlFormat(FileFormat):
     """YAML, where the key says so; read by the safe loader, which makes plain values only."""
 
@@ -154,4 +174,4 @@ class YamlFormat(FileFormat):
         refuse_options(context, options)
         yaml = load_module("yaml")
         with reading(context, yaml.YAMLError, ValueError, RecursionError):
-            return yaml.safe_load(source.read())
+            return yaml.load(source.read(), _yaml_loader())  # noqa: S506 - a safe loader

@@ -23,7 +23,7 @@ _SUFFIX = ".npy"
 MALFORMED = (
     *(ValueError, EOFError, OSError, KeyError, IndexError, TypeError, SyntaxError),
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, tokenize.TokenError),
-    *(OverflowError, MemoryError),
+    *(OverflowError, MemoryError, AttributeError),
 )
 """What NumPy and `zipfile` raise for damaged files; encrypted ones are a RuntimeError, and shapes
 beyond all memory the last two."""

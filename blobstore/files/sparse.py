@@ -20,6 +20,8 @@ from blobstore.streams import Sink, Source
 
 _ITS_OWN = {"csr", "csc", "coo", "bsr", "dia"}
 _FORMAT = "blobstore_format"
+_BYTES_OF_ENTRY = {"dok": 300, "lil": 80}
+"""What an entry takes in the layouts that keep Python objects."""
 
 
 class SparseFormat(FileFormat):
@@ -61,10 +63,11 @@ class SparseFormat(FileFormat):
             loaded, wanted = parsing_again(lambda: _load(file))
             if wanted is None:
                 return loaded
-            if wanted not in ("dok", "lil"):
+            if wanted not in _BYTES_OF_ENTRY:
                 raise DecodeError(f"{context.key!r} is of an unknown layout {wanted!r}")
             limit = growth_limit(context, source.size)
-            if wanted == "lil" and loaded.shape[0] * BYTES_OF_LISTS > limit:
+            lists = loaded.shape[0] * BYTES_OF_LISTS if wanted == "lil" else 0
+            if lists + loaded.nnz * _BYTES_OF_ENTRY[wanted] > limit:
                 raise bomb(repr(context.key), limit)
             return loaded.asformat(wanted)
 

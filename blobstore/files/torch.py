@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import OrderedDict
-from typing import Any, BinaryIO, ClassVar
+from typing import IO, Any, BinaryIO, ClassVar
 
 import torch
 
@@ -35,6 +35,7 @@ _REFUSALS = (
     RuntimeError,  # NotImplementedError, too; scripted modules
     ValueError,
 )
+_BYTEARRAY = b"\nbytearray\n"
 _WHOLE = "a PyTorch file that holds more than tensors"
 
 
@@ -79,7 +80,8 @@ class TorchFormat(FileFormat):
         with writing(context), tempfile.TemporaryFile() as file:
             _save(obj, file, context)
             file.seek(0)
-            if torch.serialization.get_unsafe_globals_in_checkpoint(file):
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+            if unsafe or _has_bytearray(file, zipped=True):
                 trust.check_allowed(context.key, _WHOLE)
             file.seek(0)
             while chunk := file.read(CHUNK):
@@ -91,10 +93,13 @@ class TorchFormat(FileFormat):
         where = options.get("map_location", "cpu")
         trust = FileTrust.of(context)
         with reading(context, *_MALFORMED), source.open() as file:
-            if zipfile.is_zipfile(file):  # PyTorch unpacks members that it would not compress
+            zipped = zipfile.is_zipfile(file)
+            if zipped:  # PyTorch unpacks members that it would not compress
                 check_archive(file, trust.growth_limit(source.size), repr(context.key))
-            file.seek(0)
             try:
+                if _has_bytearray(file, zipped=zipped):
+                    raise pickle.UnpicklingError("it has a bytearray, which may be of any length")
+                file.seek(0)
                 return torch.load(file, map_location=where, weights_only=True)
             except pickle.UnpicklingError as exc:
                 # In memory: what is unpickled is what was checked, whoever writes meanwhile.
@@ -164,6 +169,26 @@ def _save(obj: Any, file: Any, context: FileContext) -> None:
             "the state_dict of a module",
             key=context.key,
         ) from exc
+
+
+def _has_bytearray(file: IO[bytes], *, zipped: bool) -> bool:
+    """Whether a file asks for a `bytearray`, which PyTorch allows, and which may be of any length."""
+    file.seek(0)
+    if not zipped:
+        return _has_name(file)
+    with zipfile.ZipFile(file) as archive:
+        pickles = [x for x in archive.infolist() if x.filename.lower().endswith(".pkl")]
+        return any(_has_name(archive.open(member)) for member in pickles)
+
+
+def _has_name(file: IO[bytes]) -> bool:
+    """Whether a pickle names the type: it does so in one way only in those that PyTorch takes."""
+    tail = b""
+    while chunk := file.read(CHUNK):
+        if _BYTEARRAY in tail + chunk:
+            return True
+        tail = (tail + chunk)[-len(_BYTEARRAY) :]
+    return False
 
 
 def _holds_tensor(obj: Any, depth: int = 0) -> bool:
