@@ -174,4 +174,4 @@ class YamlFormat(FileFormat):
         refuse_options(context, options)
         yaml = load_module("yaml")
         with reading(context, yaml.YAMLError, ValueError, RecursionError):
-            return yaml.load(source.read(), _yaml_loader())  # noqa: S506 - a safe loader
+            return yaml.load(source.read(), _yaml_loader())

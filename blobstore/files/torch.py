@@ -97,10 +97,7 @@ class TorchFormat(FileFormat):
             if zipped:  # PyTorch unpacks members that it would not compress
                 check_archive(file, trust.growth_limit(source.size), repr(context.key))
             try:
-                if _has_bytearray(file, zipped=zipped):
-                    raise pickle.UnpicklingError("it has a bytearray, which may be of any length")
-                file.seek(0)
-                return torch.load(file, map_location=where, weights_only=True)
+                return _load_tensors(file, where, zipped=zipped)
             except pickle.UnpicklingError as exc:
                 # In memory: what is unpickled is what was checked, whoever writes meanwhile.
                 held = BytesSource(source.read())
@@ -169,6 +166,20 @@ def _save(obj: Any, file: Any, context: FileContext) -> None:
             "the state_dict of a module",
             key=context.key,
         ) from exc
+
+
+def _load_tensors(file: BinaryIO, where: Any, *, zipped: bool) -> Any:
+    """Load a file that holds only tensors, and what may lie beside them.
+
+    Raises
+    ------
+    pickle.UnpicklingError
+        It holds something else.
+    """
+    if _has_bytearray(file, zipped=zipped):
+        raise pickle.UnpicklingError("it has a bytearray, which may be of any length")
+    file.seek(0)
+    return torch.load(file, map_location=where, weights_only=True)
 
 
 def _has_bytearray(file: IO[bytes], *, zipped: bool) -> bool:

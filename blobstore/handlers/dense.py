@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-
 _BYTES_OF_OBJECT = 64
 _BYTES_OF_LIST = 120
 _BYTES_OF_DICT = 184
@@ -93,7 +92,7 @@ def object_bytes(array: pa.Array) -> int:
     if isinstance(kind, pa.BaseExtensionType):
         return object_bytes(array.storage)
     if pa.types.is_struct(kind):
-        each = _BYTES_OF_DICT + _BYTES_OF_OBJECT * kind.num_fields
+        each: int = _BYTES_OF_DICT + _BYTES_OF_OBJECT * kind.num_fields
         return len(array) * each + sum(map(object_bytes, array.flatten()))
     if pa.types.is_map(kind):
         pairs = _BYTES_OF_LIST * (len(array) + len(array.keys))

@@ -99,9 +99,7 @@ def _message_size(file: BinaryIO, offset: int, length: int) -> int:
     return max(message.number(3, "<q"), sum(sizes))
 
 
-def _buffer_sizes(
-    file: BinaryIO, batch: _Table, body: int, *, compressed: bool
-) -> Iterator[int]:
+def _buffer_sizes(file: BinaryIO, batch: _Table, body: int, *, compressed: bool) -> Iterator[int]:
     """How large each buffer of a batch is in memory."""
     for start, stored in batch.structs(2, _BUFFER):
         if not compressed or stored == 0:

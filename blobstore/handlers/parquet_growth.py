@@ -7,6 +7,7 @@ beginning of the value before it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 
 from blobstore.errors import DecodeError
 from blobstore.handlers.dense import dense_bytes, leaf_types
-from blobstore.handlers.parquet_pages import DATA, DATA_V2, DICTIONARY, pages
+from blobstore.handlers.parquet_pages import DATA, DATA_V2, DICTIONARY, longest_text, pages
 from blobstore.limits import UNLIMITED, bomb
 
 _BITS = {"BOOLEAN": 1, "INT32": 32, "INT64": 64, "INT96": 64, "FLOAT": 32, "DOUBLE": 64}
@@ -114,11 +115,19 @@ def check_growth(
     wanted = None if columns is None else list(columns)
     leaves, kinds = _leaves(parquet.schema, wanted), _kinds(parquet)
     _check_places(parquet, file, groups, leaves)
-    found = [_measure(parquet, file, groups, leaf, kinds[leaf]) for leaf in leaves]
+    measure = functools.partial(_measure, parquet, file, groups)
+    found = [measure(leaf, kinds[leaf]) for leaf in leaves]
     if max(sum(c.size for c in found), sum(c.least for c in found)) > limit:
         raise bomb(_WHAT, limit)
-    if sum(c.size + c.least + c.repeated + c.shared for c in found) > limit:
+    if _most(found) > limit:
+        found = [measure(c.leaf, kinds[c.leaf], closely=True) if c.repeated else c for c in found]
+    if _most(found) > limit:
         _count(parquet, file, groups, found, limit)
+
+
+def _most(found: Sequence[_Column]) -> int:
+    """Bytes that columns may take at most."""
+    return sum(c.size + c.least + c.repeated + c.shared for c in found)
 
 
 def check_file(file: BinaryIO, limit: int) -> None:
@@ -162,8 +171,15 @@ def _check_places(
 
 
 def _measure(
-    parquet: pq.ParquetFile, file: BinaryIO, groups: Sequence[int], leaf: int, kind: pa.DataType
+    parquet: pq.ParquetFile,
+    file: BinaryIO,
+    groups: Sequence[int],
+    leaf: int,
+    kind: pa.DataType,
+    *,
+    closely: bool = False,
 ) -> _Column:
+    """What is told of a column; `closely`, with a look into its dictionaries."""
     column = parquet.schema.column(leaf)
     nested = column.max_definition_level > 1 or column.max_repetition_level > 0
     found = _Column(leaf, column.path, nested)
@@ -174,7 +190,7 @@ def _measure(
     for group in groups:
         facts = parquet.metadata.row_group(group)
         chunk = facts.column(leaf)
-        values = _add_pages(found, file, chunk, text=text)
+        values = _add_pages(found, file, chunk, text=text, closely=closely)
         # Room is made for what the footer tells of, whether values for it come or not.
         found.least += max(values, chunk.num_values, facts.num_rows) * bits // 8
         found.values += values
@@ -189,13 +205,14 @@ def _width(kind: pa.DataType) -> int:
         return 0
 
 
-def _add_pages(found: _Column, file: BinaryIO, chunk: Any, *, text: bool) -> int:
+def _add_pages(found: _Column, file: BinaryIO, chunk: Any, *, text: bool, closely: bool) -> int:
     """Add a chunk to what was found of its column; how many values it has."""
     dictionary = values = 0
     for page in pages(file, chunk):
         found.size += page.size
         if page.kind == DICTIONARY:
-            dictionary = max(dictionary, page.size)
+            longest = longest_text(file, page, chunk.compression) if closely else page.size
+            dictionary = max(dictionary, longest)
             found.least += page.values * _BYTES_OF_ENTRY if text else 0
         elif page.kind in (DATA, DATA_V2):
             values += page.values

@@ -8,9 +8,12 @@ compact protocol (https://github.com/apache/thrift/blob/master/doc/specs/thrift-
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
+
+import pyarrow as pa
 
 from blobstore.errors import DecodeError
 
@@ -29,6 +32,10 @@ _STOP, _TRUE, _FALSE, _I8, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP
 )
 _DEEPEST = 32
 _MOST_VALUES = 10_000  # in a header, at any depth; writers have a few dozen
+_MOST_TEXTS = 1 << 17
+_LENGTH = struct.Struct("<I")
+_CODECS = ("UNCOMPRESSED", "SNAPPY", "GZIP", "BROTLI", "ZSTD")
+"""Those that have one way only to be read: of LZ4 there are two."""
 _HIGHEST_FIELD = (1 << 15) - 1
 
 
@@ -46,12 +53,15 @@ class Page:
         How many, nulls included; in nested columns, entries of all levels.
     encoding : int
         Number of `Encoding` in `parquet.thrift`.
+    place : slice
+        Where its bytes are in the file, as they are stored.
     """
 
     kind: int
     size: int
     values: int
     encoding: int
+    place: slice
 
 
 def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
@@ -74,15 +84,44 @@ def pages(file: BinaryIO, chunk: Any) -> Iterator[Page]:
     end = position + chunk.total_compressed_size + _PADDING
     seen = 0
     while seen < chunk.num_values and position < end:
-        length, page, stored = _header(file, position)
+        page = _header(file, position)
         if page.kind in (DATA, DATA_V2):
             seen += page.values
         yield page
-        position += length + stored
+        position = page.place.stop
 
 
-def _header(file: BinaryIO, position: int) -> tuple[int, Page, int]:
-    """Length of a header, what it says, and how many bytes follow it."""
+def longest_text(file: BinaryIO, page: Page, codec: str) -> int:
+    """Bytes of the longest text in a dictionary, or of all of it where that takes too long to tell.
+
+    Parameters
+    ----------
+    file : file
+        Seekable.
+    page : Page
+        A dictionary of text, not larger than there is memory for.
+    codec : str
+        As `pyarrow.parquet.ColumnChunkMetaData.compression` says it.
+    """
+    if page.values > _MOST_TEXTS or codec not in _CODECS:
+        return page.size
+    file.seek(page.place.start)
+    data = bytes(file.read(page.place.stop - page.place.start))
+    position = longest = 0
+    try:
+        if codec != "UNCOMPRESSED":
+            data = pa.Codec(codec.lower()).decompress(data, page.size, asbytes=True)
+        for _ in range(page.values):
+            (length,) = _LENGTH.unpack_from(data, position)
+            position += _LENGTH.size + length
+            longest = max(longest, length)
+    except (pa.ArrowException, OSError, struct.error):  # readers will say so
+        return page.size
+    return longest
+
+
+def _header(file: BinaryIO, position: int) -> Page:
+    """What the header at a position says."""
     window = _WINDOW
     while True:
         file.seek(position)
@@ -97,10 +136,10 @@ def _header(file: BinaryIO, position: int) -> tuple[int, Page, int]:
                 ) from None
             window *= 16
             continue
-        return (reader.position, *_page(fields, position))
+        return _page(fields, position, position + reader.position)
 
 
-def _page(fields: dict[int, Any], position: int) -> tuple[Page, int]:
+def _page(fields: dict[int, Any], position: int, start: int) -> Page:
     kind, size, stored = (_number(fields, number) for number in (1, 2, 3))
     body = fields.get(_BODY_OF.get(kind, -1), {})
     values = encoding = 0
@@ -109,7 +148,7 @@ def _page(fields: dict[int, Any], position: int) -> tuple[Page, int]:
         encoding = _number(body, _ENCODING_FIELD.get(kind, -1), default=0)
     if min(kind, size, stored, values, encoding) < 0 or not isinstance(body, dict):
         raise DecodeError(f"the header of a Parquet page at byte {position} makes no sense")
-    return Page(kind, max(size, stored), values, encoding), stored
+    return Page(kind, max(size, stored), values, encoding, slice(start, start + stored))
 
 
 def _number(fields: dict[int, Any], field: int, default: int = -1) -> int:

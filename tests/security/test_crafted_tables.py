@@ -14,9 +14,10 @@ import pytest
 
 from blobstore import AutoStore
 from blobstore.errors import DecodeError
-from blobstore.handlers import ipc_growth
+from blobstore.handlers import ipc_growth, parquet_growth
 from blobstore.handlers.dense import leaf_types, object_bytes
 from blobstore.handlers.parquet_growth import check_file
+from blobstore.handlers.parquet_pages import DICTIONARY, Page, longest_text
 from blobstore.protocols import StoredPart
 from blobstore.streams import BytesSource
 from blobstore.trust import Trust
@@ -144,9 +145,7 @@ def test_lists_in_lists_have_places_of_their_own():
         by_hand.element("list", repetition=2, children=1),
     ] * depth
     nodes.append(by_hand.element("e", by_hand.INT32))
-    page = by_hand.data_page(
-        by_hand.levels(0, ROWS, 6) + by_hand.levels(2 * depth, ROWS, 7), ROWS
-    )
+    page = by_hand.data_page(by_hand.levels(0, ROWS, 6) + by_hand.levels(2 * depth, ROWS, 7), ROWS)
     data = by_hand.parquet(nodes, by_hand.INT32, ["l", "list"] * depth + ["e"], [page], ROWS)
     size = pq.ParquetFile(io.BytesIO(data)).read().nbytes
     assert size > 4 * ROWS * depth
@@ -323,3 +322,27 @@ def test_notes_of_pandas_that_are_none(tmp_path, notes):
     pq.write_table(table, tmp_path / "t.parquet")
     with AutoStore(tmp_path) as store, pytest.raises(DecodeError, match=r"t\.parquet"):
         store["t"]
+
+
+# --- honest files are checked fast ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["none", "snappy", "gzip", "brotli", "zstd"])
+def test_text_of_many_values_is_not_read_to_be_checked(monkeypatch, codec):
+    """A look into the dictionary tells that no text is long, however large the dictionary is."""
+    names = [f"name-{i % 1500:05}" for i in range(ROWS)]
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": names}), file, compression=codec)
+    monkeypatch.setattr(parquet_growth, "_count", lambda *_: pytest.fail("it was read"))
+    check_file(file, MIB)
+
+
+@pytest.mark.parametrize("entries", [0, 1, 2, 3, 1 << 20])
+def test_a_look_into_a_dictionary(entries):
+    data = by_hand.sized(b"short") + by_hand.sized(b"longer")
+    page = Page(DICTIONARY, len(data), entries, 0, slice(3, 3 + len(data)))
+    file = io.BytesIO(b"PAR" + data + b"more")
+    known = {0: 0, 1: 5, 2: 6}
+    assert longest_text(file, page, "UNCOMPRESSED") == known.get(entries, len(data))
+    assert longest_text(file, page, "ZSTD") == len(data)
+    assert longest_text(file, page, "LZ4") == len(data)
