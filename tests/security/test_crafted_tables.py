@@ -27,6 +27,8 @@ from tests.security.parquet_by_hand import I32, I64
 MIB = 1 << 20
 ROWS = 20_000
 LIMIT = "max_decompressed_bytes"
+POOLS: list[pa.MemoryPool] = []
+"""Kept, since what was taken from them may be given back late."""
 
 # --- Parquet: what readers take in ways of their own ----------------------------------------------
 
@@ -46,6 +48,7 @@ def refused(data, limit=MIB, match=LIMIT):
     """Whether a file is refused, and nothing much is taken for it meanwhile."""
     usual = pa.default_memory_pool()
     pool = pa.proxy_memory_pool(usual)
+    POOLS.append(pool)
     pa.set_memory_pool(pool)
     try:
         with pytest.raises((DecodeError, pa.ArrowInvalid), match=match):
