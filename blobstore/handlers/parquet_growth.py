@@ -114,6 +114,7 @@ def check_growth(
         return
     wanted = None if columns is None else list(columns)
     leaves, kinds = _leaves(parquet.schema, wanted), _kinds(parquet)
+    _check_footer(parquet, file, groups, leaves)
     _check_places(parquet, file, groups, leaves)
     measure = functools.partial(_measure, parquet, file, groups)
     found = [measure(leaf, kinds[leaf]) for leaf in leaves]
@@ -159,6 +160,19 @@ def _kinds(parquet: pq.ParquetFile) -> list[pa.DataType]:
     if len(found) != len(parquet.schema):
         raise DecodeError("the columns of a Parquet file are not those of its Arrow schema")
     return found
+
+
+def _check_footer(
+    parquet: pq.ParquetFile, file: BinaryIO, groups: Sequence[int], leaves: Sequence[int]
+) -> None:
+    """Have Arrow look at what the footer says of each column, by a read of no rows at all.
+
+    That raises where something is wrong; asking the metadata for the column ends the process.
+    """
+    file.seek(0)
+    reader = pq.ParquetFile(file, metadata=parquet.metadata, pre_buffer=False).reader
+    for group in groups:
+        next(reader.iter_batches(0, [group], column_indices=list(leaves), use_threads=False), None)
 
 
 def _check_places(

@@ -174,6 +174,23 @@ def test_leaves_are_those_of_the_file():
     check_file(file, MIB)
 
 
+def test_a_footer_that_contradicts_itself_does_not_end_the_process(tmp_path):
+    """Statistics of three levels where there are four, in either of two columns."""
+    lists = [[1], [], None] * 40
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": lists, "b": lists}), file)
+    data = file.getvalue()
+    (size,) = struct.unpack("<I", data[-8:-4])
+    three = b"\x19\x46"  # a list of four numbers of 64 bits
+    places = [i for i in range(len(data) - size, len(data)) if data[i : i + 2] == three]
+    assert places
+    for place in places:
+        damaged = data[:place] + b"\x19\x36" + data[place + 2 :]
+        (tmp_path / "t.parquet").write_bytes(damaged)
+        with AutoStore(tmp_path) as store, pytest.raises(DecodeError, match=r"t\.parquet"):
+            store["t"]
+
+
 # --- Arrow files ----------------------------------------------------------------------------------
 
 
