@@ -191,6 +191,14 @@ def test_a_footer_that_contradicts_itself_does_not_end_the_process(tmp_path):
             store["t"]
 
 
+def test_a_file_of_no_columns_is_checked():
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": [1, 2]}).select([]), file)
+    check_file(file, MIB)
+    pq.write_table(pa.table({"a": [1, 2]}), file := io.BytesIO())
+    parquet_growth.check_growth(pq.ParquetFile(file), file, [0], [], MIB)
+
+
 # --- Arrow files ----------------------------------------------------------------------------------
 
 
