@@ -29,6 +29,7 @@ _BYTES_OF_ENTRY = 16  # of a text in a dictionary, besides the text
 _BY_DICTIONARY = (2, 8)
 _BY_PREFIX = 7
 _BATCH = 1 << 16
+_BUFFER = 1 << 12
 _WHAT = "a table"
 
 
@@ -170,7 +171,10 @@ def _check_footer(
     That raises where something is wrong; asking the metadata for the column ends the process.
     """
     file.seek(0)
-    reader = pq.ParquetFile(file, metadata=parquet.metadata, pre_buffer=False).reader
+    # With a buffer, a column is read when values are asked for, and here none are.
+    reader = pq.ParquetFile(
+        file, metadata=parquet.metadata, pre_buffer=False, buffer_size=_BUFFER
+    ).reader
     for group in groups if leaves else ():  # of no columns, Arrow counts batches: not of 0 rows
         next(reader.iter_batches(0, [group], column_indices=list(leaves), use_threads=False), None)
 
