@@ -37,7 +37,7 @@ def dense_bytes(array: pa.Array) -> int:
     if pa.types.is_dictionary(kind):
         return _of_dictionary(array)
     if not has_dictionary(kind):
-        return _nbytes(array)
+        return plain_bytes(array)
     if pa.types.is_struct(kind):
         return sum(map(dense_bytes, array.flatten()))
     if pa.types.is_map(kind):
@@ -108,7 +108,8 @@ def is_text_dictionary(kind: pa.DataType) -> bool:
     return pa.types.is_dictionary(kind) and _is_text(kind.value_type)
 
 
-def _nbytes(array: pa.Array) -> int:
+def plain_bytes(array: pa.Array | pa.Table) -> int:
+    """Bytes that an array or table takes as it is; about, for types of which Arrow does not know."""
     try:
         return int(array.nbytes)
     except (pa.ArrowException, TypeError):  # views

@@ -131,6 +131,11 @@ class ColumnType(ABC):
     kind: ClassVar[str]
 
     @property
+    def keeps_dictionary(self) -> bool:
+        """Whether values that Arrow has in a dictionary are not written out when they are read."""
+        return False
+
+    @property
     @abstractmethod
     def arrow_type(self) -> pa.DataType:
         """Of the arrays that `arrow` makes."""

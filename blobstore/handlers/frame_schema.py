@@ -144,6 +144,11 @@ class CategoryType(ColumnType):
     kind: ClassVar[str] = "category"
 
     @property
+    def keeps_dictionary(self) -> bool:
+        """If the categories are listed; else they are found among all values."""
+        return self.keys_ is not None
+
+    @property
     def arrow_type(self) -> pa.DataType:
         """A dictionary of texts; anything else is kept as plain values."""
         plain = self.value_type.arrow_type

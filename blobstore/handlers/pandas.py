@@ -283,7 +283,10 @@ def _read_file(file: Any, wanted: list[Any] | None, limit: int) -> pd.DataFrame 
     types = [type_of(facts["types"][place]) for place in places]
     fields = _fields(parquet, facts, places)
     names = [parquet.schema_arrow.names[field] for field in fields]
-    check_growth(parquet, file, range(parquet.num_row_groups), names, limit)
+    kinds = (*types, *stored_types(facts["index"]))
+    dense = {name for name, kind in zip(names, kinds, strict=True) if not kind.keeps_dictionary}
+    groups = range(parquet.num_row_groups)
+    check_growth(parquet, file, groups, names, limit, written_out=dense)
     arrays, index = _read_columns(parquet, facts, types, fields)
     if series:
         obj: Any = _series(arrays[0], index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from blobstore.errors import DecodeError
-from blobstore.handlers.dense import dense_bytes, leaf_types
+from blobstore.handlers.dense import dense_bytes, is_text_dictionary, leaf_types, plain_bytes
 from blobstore.handlers.parquet_pages import DATA, DATA_V2, DICTIONARY, longest_text, pages
 from blobstore.limits import UNLIMITED, bomb
 
@@ -76,6 +76,8 @@ def check_growth(
     groups: Sequence[int],
     columns: Iterable[str] | None,
     limit: int,
+    *,
+    written_out: Collection[str] = (),
 ) -> None:
     """Refuse row groups that take more memory than they may.
 
@@ -90,6 +92,8 @@ def check_growth(
         The columns that are; all by default.
     limit : int
         Bytes; from `blobstore.limits.UNLIMITED` on, nothing is checked.
+    written_out : collection of str
+        Columns whose texts are written out, though in Arrow they are in a dictionary.
 
     Raises
     ------
@@ -115,16 +119,22 @@ def check_growth(
         return
     wanted = None if columns is None else list(columns)
     leaves, kinds = _leaves(parquet.schema, wanted), _kinds(parquet)
+    kept = _kept(parquet.schema_arrow) - set(written_out)
     _check_footer(parquet, file, groups, leaves)
     _check_places(parquet, file, groups, leaves)
-    measure = functools.partial(_measure, parquet, file, groups)
+    measure = functools.partial(_measure, parquet, file, groups, kept)
     found = [measure(leaf, kinds[leaf]) for leaf in leaves]
     if max(sum(c.size for c in found), sum(c.least for c in found)) > limit:
         raise bomb(_WHAT, limit)
     if _most(found) > limit:
         found = [measure(c.leaf, kinds[c.leaf], closely=True) if c.repeated else c for c in found]
     if _most(found) > limit:
-        _count(parquet, file, groups, found, limit)
+        _count(parquet, file, groups, found, kept, limit)
+
+
+def _kept(schema: pa.Schema) -> set[str]:
+    """Columns that are numbers of texts in memory, as pandas and polars keep them, too."""
+    return {field.name for field in schema if is_text_dictionary(field.type)}
 
 
 def _most(found: Sequence[_Column]) -> int:
@@ -192,6 +202,7 @@ def _measure(
     parquet: pq.ParquetFile,
     file: BinaryIO,
     groups: Sequence[int],
+    kept: Collection[str],
     leaf: int,
     kind: pa.DataType,
     *,
@@ -209,6 +220,8 @@ def _measure(
         facts = parquet.metadata.row_group(group)
         chunk = facts.column(leaf)
         values = _add_pages(found, file, chunk, text=text, closely=closely)
+        if found.path in kept:
+            found.repeated = 0
         # Room is made for what the footer tells of, whether values for it come or not.
         found.least += max(values, chunk.num_values, facts.num_rows) * bits // 8
         found.values += values
@@ -248,6 +261,7 @@ def _count(
     file: BinaryIO,
     groups: Sequence[int],
     found: Sequence[_Column],
+    kept: Collection[str],
     limit: int,
 ) -> None:
     """Read in small batches, with dictionaries as they are, and count what would come of them."""
@@ -261,15 +275,16 @@ def _count(
     kinds = _kinds(reader)
     row = 0
     for column in found:
-        kept = pa.types.is_dictionary(kinds[column.leaf])  # not where text stands for numbers
-        if column.nested and column.shared + (0 if kept else column.repeated) > limit:
+        encoded = pa.types.is_dictionary(kinds[column.leaf])  # not where text stands for numbers
+        if column.nested and column.shared + (0 if encoded else column.repeated) > limit:
             raise _unknown(column.path, limit)
-        row += column.longest + (0 if kept else column.entry)
+        row += column.longest + (0 if encoded else column.entry)
     batch = max(1, min(_BATCH, limit // max(1, row)))
     paths = list(dict.fromkeys(column.path for column in found))
     total = 0
     for rows in reader.iter_batches(batch, groups, paths, use_threads=False):
-        total += sum(dense_bytes(column) for column in rows.columns)
+        for name, column in zip(rows.schema.names, rows.columns, strict=True):
+            total += plain_bytes(column) if name in kept else dense_bytes(column)
         if total > limit:
             raise bomb(_WHAT, limit)
 

@@ -20,6 +20,7 @@ from pyarrow import ipc
 
 from blobstore.codecs import MIN_SAVING
 from blobstore.errors import DecodeError, InvalidInputError, UnsupportedTypeError
+from blobstore.handlers.dense import plain_bytes
 from blobstore.handlers.ipc_growth import check_growth as check_ipc_growth
 from blobstore.handlers.options import refuse_options
 from blobstore.handlers.parquet import (
@@ -57,7 +58,7 @@ class ArrowContent(TableContent):
     @functools.cached_property
     def nbytes(self) -> int:
         """About how much memory the rows take."""
-        return memory_of(self.whole)
+        return plain_bytes(self.whole)
 
     def schema(self) -> pa.Schema:
         """Of the table."""
@@ -66,14 +67,6 @@ class ArrowContent(TableContent):
     def table(self, start: int, stop: int, schema: pa.Schema) -> pa.Table:
         """Some rows."""
         return self.whole.slice(start, stop - start)
-
-
-def memory_of(table: pa.Table) -> int:
-    """How much memory the rows of a table take; about, for types of which Arrow does not know."""
-    try:
-        return int(table.nbytes)
-    except (pa.ArrowException, TypeError):  # views
-        return int(table.get_total_buffer_size())
 
 
 class TablePart(ParquetPart):

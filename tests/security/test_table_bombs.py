@@ -21,6 +21,9 @@ from blobstore.handlers.parquet_growth import check_file, check_growth
 from blobstore.handlers.parquet_pages import DATA, DATA_V2, pages
 from blobstore.importing import import_folder
 from blobstore.limits import UNLIMITED
+from blobstore.protocols import StoredPart, WriteOptions
+from blobstore.streams import BytesSource, MemorySink
+from blobstore.trust import Trust
 
 MIB = 1 << 20
 KEY, OTHER = bytes(32), b"x" * 32
@@ -147,7 +150,6 @@ def test_only_what_is_read_counts():
         pa.array([["x" * 1000] * 20_000]),
         pa.array([b"x" * 1000] * 20_000, pa.binary(1000)),
         pa.array([7] * 2_000_000),
-        pa.DictionaryArray.from_arrays(pa.array([0] * 20_000), pa.array(["x" * 1000])),
     ],
     ids=[
         "null lists",
@@ -306,6 +308,52 @@ def test_a_store_refuses_what_grows_too_much(tmp_path, name):
         assert type(store["table"]) is type(frame)
     with BlobStore(tmp_path, pickle="allow", max_decompressed_bytes=MIB) as store:
         assert store["table"].shape == frame.shape
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrow"])
+def test_categories_count_as_they_are_in_memory(tmp_path, kind):
+    """A text for each row would take 20 MB; there is a number for each instead."""
+    equal = ["x" * 1000] * ROWS
+    if kind == "pandas":
+        frame = pytest.importorskip("pandas").DataFrame({"c": equal}).astype("category")
+    elif kind == "polars":
+        pl = pytest.importorskip("polars")
+        frame = pl.DataFrame({"c": equal}, schema={"c": pl.Categorical})
+    else:
+        frame = pa.table({"c": pa.array(equal).dictionary_encode()})
+    with BlobStore(tmp_path, signing_keys=[KEY]) as store:
+        store["table"] = frame
+    with BlobStore(tmp_path, signing_keys=[OTHER], max_decompressed_bytes=MIB) as store:
+        assert type(store["table"]) is type(frame)
+    pq.write_table(pa.table({"c": pa.array(equal).dictionary_encode()}), tmp_path / "c.parquet")
+    with AutoStore(tmp_path, max_decompressed_bytes=MIB) as files:
+        assert len(files.load("c", library="pyarrow" if kind == "arrow" else kind)) == ROWS
+
+
+def test_a_column_of_text_that_lies_in_a_dictionary_is_written_out():
+    """In pandas a text is a text, whatever the Arrow schema of the file says."""
+    pd = pytest.importorskip("pandas")
+    from blobstore.handlers.pandas import PandasHandler
+
+    handler = PandasHandler()
+    (planned,) = handler.plan(pd.DataFrame({"c": ["x" * 1000] * ROWS}), WriteOptions()).parts
+    with MemorySink() as sink:
+        planned.write(sink)
+    honest = pq.ParquetFile(io.BytesIO(sink.content))
+    text = honest.read()["c"]
+    crafted = pa.table({"c": text.cast(pa.dictionary(pa.int32(), text.type))})
+    file = io.BytesIO()
+    with pq.ParquetWriter(file, crafted.schema) as writer:
+        writer.write_table(crafted)
+        writer.add_key_value_metadata({b"blobstore": honest.metadata.metadata[b"blobstore"]})
+
+    def read(trust):
+        part = StoredPart("data", BytesSource(file.getvalue()), "lz4", "pandas", 1, trust)
+        return handler.read({"data": part}, {})
+
+    with pytest.raises(DecodeError, match="max_decompressed_bytes"):
+        read(Trust(max_decompressed=MIB))
+    assert len(read(Trust())) == ROWS
 
 
 def test_polars_writes_out_no_dictionary_beyond_the_limit(tmp_path):
