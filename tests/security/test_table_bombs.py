@@ -157,7 +157,6 @@ def test_only_what_is_read_counts():
         "a list of texts",
         "fixed bytes",
         "numbers",
-        "categories",
     ],
 )
 def test_what_a_few_bytes_stand_for(values):
