@@ -57,6 +57,16 @@ def make_key(secret: bytes) -> Key:
     return Key(secret, blake3(secret).hexdigest()[:8])
 
 
+class _Decimals(dict[int, str]):
+    """Numbers as text; small ones at hand, since there are many in every statement."""
+
+    def __missing__(self, number: int) -> str:
+        return str(number)
+
+
+_DECIMALS = _Decimals((number, str(number)) for number in range(1 << 10))
+
+
 def statement(store_id: str, key: str, commit_id: str, entry: Entry | EntryDraft) -> bytes:
     """What is signed: the lengths of all fields that say what an entry is, and then the fields."""
     fields = [
@@ -65,7 +75,7 @@ def statement(store_id: str, key: str, commit_id: str, entry: Entry | EntryDraft
     ]  # fmt: skip
     for name, blob, _ in entry.parts:
         fields += (name, blob.checksum, blob.codec, blob.handler, str(blob.format_version))
-    sizes = ",".join(map(str, map(len, fields)))
+    sizes = ",".join([_DECIMALS[len(field)] for field in fields])
     text = f"blobstore:entry:1:{sizes}:{''.join(fields)}"
     return text.encode("utf-8", "surrogatepass")  # handlers may note names with lone surrogates
 

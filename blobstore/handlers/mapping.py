@@ -58,6 +58,7 @@ _DEPTH = 8
 _PLAIN = frozenset({int, float, str, bool, bytes, complex, type(None)})
 _MAPPINGS = frozenset({dict, OrderedDict, defaultdict})
 _CONTAINERS = frozenset({*_MAPPINGS, list, tuple})
+_BUILT_IN = _PLAIN | _CONTAINERS
 
 
 class MappingHandler(Handler):
@@ -300,7 +301,7 @@ def _holds_leaf(container: Any, depth: int, seen: set[int]) -> bool:
     kinds = set(map(type, items))  # most containers are told by this alone, without a loop
     if kinds <= _PLAIN:
         return False
-    if any(_leaf_of(item) is not None for item in items):
+    if not kinds <= _BUILT_IN and any(_leaf_of(item) is not None for item in items):
         return True
     if not depth or kinds.isdisjoint(_CONTAINERS):
         return False

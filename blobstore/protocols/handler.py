@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 from blobstore.errors import NotSupportedError
 from blobstore.streams import Hasher, Sink, Source
@@ -98,8 +98,7 @@ class Plan:
     parts: tuple[PlannedPart, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StoredPart:
+class StoredPart(NamedTuple):
     """One part as a handler gets it for reading; its checksum was verified.
 
     Attributes
