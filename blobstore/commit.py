@@ -50,6 +50,9 @@ R = TypeVar("R")
 
 _ATTEMPTS = 30
 _FORGET_AT = 256
+_HASHED_APART = 1 << 20
+"""Digests of parts from this size on are worth a thread each."""
+
 _IN_MEMORY = 8 << 20
 """Parts that may run code are encoded in memory up to this size, to find out if they are known."""
 _to_text = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -246,7 +249,13 @@ class Committer:
         return staged
 
     def _digest_all(self, staged: _Staged) -> None:
-        for i in range(len(staged.digests)):
+        """Find all digests; those of large parts side by side, as hashing lets other threads run."""
+        if self._policy.digest is None:
+            return
+        parts = staged.planned.plan.parts
+        large = [i for i, part in enumerate(parts) if part.size_hint >= _HASHED_APART]
+        self._each(lambda i: self._digest(staged, i), large)
+        for i in range(len(parts)):
             self._digest(staged, i)
 
     def _digest(self, staged: _Staged, i: int) -> None:

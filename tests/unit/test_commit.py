@@ -1000,3 +1000,38 @@ def test_a_handler_that_plans_badly_stores_nothing(tmp_path, info, names, messag
             store.put(Fraction(1, 3), key="k")
         assert not store.exists("k")
         assert [*(tmp_path / "blobs").rglob("*.pkl*")] == []
+
+
+@pytest.mark.parametrize("algorithm", ["blake3", "sha256"])
+def test_large_parts_are_hashed_side_by_side_to_the_same_digests(tmp_path, monkeypatch, algorithm):
+    threads = set()
+    original = ArrayPart.digest
+
+    def digest(self, hasher):
+        threads.add(threading.get_ident())
+        original(self, hasher)
+
+    monkeypatch.setattr(ArrayPart, "digest", digest)
+    data = {str(i): np.full(200_000, float(i)) for i in range(4)}
+    with BlobStore(tmp_path, content_addressable=algorithm) as store:
+        key = store.put(data)
+        assert threading.get_ident() not in threads
+        monkeypatch.setattr("blobstore.commit._HASHED_APART", 1 << 60)
+        assert store.put(data) == key
+        assert threading.get_ident() in threads
+
+
+def test_an_error_while_one_of_several_parts_is_hashed_is_raised(tmp_path, monkeypatch):
+    original = ArrayPart.digest
+
+    def digest(self, hasher):
+        if self._array[0] == 2:
+            raise UnsupportedTypeError("no digest")
+        original(self, hasher)
+
+    monkeypatch.setattr(ArrayPart, "digest", digest)
+    data = {str(i): np.full(200_000, float(i)) for i in range(4)}
+    with BlobStore(tmp_path, content_addressable=True) as store:
+        with pytest.raises(UnsupportedTypeError, match="no digest"):
+            store.put(data)
+        assert len(store) == 0
