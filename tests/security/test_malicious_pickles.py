@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fractions
+import pathlib
 import pickle
 import tracemalloc
 import uuid
@@ -33,12 +34,16 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", PROVEN)
 def test_the_attack_works_on_plain_pickle(name):
+    if "harmless module" in name and not hasattr(pathlib, "os"):
+        pytest.skip("pathlib is a package since Python 3.13")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             kept = pickle.loads(PROVEN[name])
             if hasattr(kept, "wait"):
                 kept.wait()
+            elif hasattr(kept, "connection"):
+                kept.connection.close()
             elif hasattr(kept, "read"):
                 kept.read()
                 kept.close()  # which waits for the process, that would else be found unclosed later
