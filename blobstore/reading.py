@@ -83,7 +83,8 @@ class Reader:
     objects : ObjectStore
     handlers : HandlerSet
     verify : bool
-        Check every part before decoding it. Parts that may run code are always checked.
+        Check every part before decoding it. Parts that may run code, and those of signed entries,
+        are always checked.
     policy : LoadPolicy
     signer : Signer, optional
         Tells which entries are the reader's own; without it none are.
@@ -148,9 +149,10 @@ class Reader:
         handler = self._handler(entry)
         part = entry.parts[0]
         data = part.payload or b""
-        if self._verify or handler.runs_code:
+        trust = self._trust(entry, handler)
+        if self._verify or handler.runs_code or trust is _SIGNED:
             _verify_bytes(entry.key, part, data)
-        stored = _stored(part, BytesSource(data), self._trust(entry, handler))
+        stored = _stored(part, BytesSource(data), trust)
         with _reading(entry):
             return handler.read(_Parts({part.name: stored}), _info(entry.info_text), **options)
 
@@ -279,7 +281,8 @@ class Reader:
     ) -> StoredPart:
         if source.size != part.blob.size:
             _compare(entry.key, part, source.size, "no checksum: its size tells")
-        if self._verify or handler.runs_code:
+        # A signature speaks of bytes with that checksum, and of no others.
+        if self._verify or handler.runs_code or trust is _SIGNED:
             source = CheckedSource(source, entry.key, part, again=handler.runs_code)
         return _stored(part, source, trust)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import sqlite3
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blobstore import AutoStore, BlobStore
-from blobstore.errors import ConfigError, DecodeError
+from blobstore.errors import ConfigError, DecodeError, IntegrityError
 from blobstore.handlers import ipc_growth
 from blobstore.handlers.dense import dense_bytes
 from blobstore.handlers.parquet_growth import check_file, check_growth
@@ -423,6 +424,35 @@ def test_an_array_of_zeros_is_refused_if_another_stored_it(tmp_path, monkeypatch
         with pytest.raises(DecodeError, match="max_decompressed_bytes"):
             store["small"]
         assert store.get("small", rows=slice(100, 101)).nbytes == MIB
+
+
+@pytest.mark.parametrize("inline", [0, 4 * MIB])
+def test_bytes_that_were_exchanged_are_not_what_was_signed(tmp_path, monkeypatch, inline):
+    """Without `verify_on_read` too: the signature lifts the limit, so its checksum has to hold."""
+    from blobstore import limits
+
+    monkeypatch.setattr(limits, "SIGNED_FROM", 10 * MIB)
+    own = {"backend": "sqlite", "signing_keys": [KEY], "compression": "zstd"}
+    with BlobStore(tmp_path, inline_max_bytes=inline, **own) as store:
+        store["table"] = pa.table({"c": ["x" * 1000] * ROWS})
+        store["other"] = pa.table({"c": ["y" * 1000] * ROWS})
+        blobs = [store.entry(key).parts[0].blob for key in ("table", "other")]
+        if not inline:
+            (mine,), (theirs,) = (list(tmp_path.rglob(blob.location)) for blob in blobs)
+            assert mine.stat().st_size == theirs.stat().st_size
+            mine.write_bytes(theirs.read_bytes())
+    if inline:
+        with contextlib.closing(sqlite3.connect(tmp_path / "cache_metadata.db")) as database:
+            done = database.execute(
+                "UPDATE entries SET payload = (SELECT payload FROM entries"
+                " WHERE CAST(key AS TEXT) = 'other') WHERE CAST(key AS TEXT) = 'table'"
+            )
+            assert done.rowcount == 1
+            database.commit()
+    with BlobStore(tmp_path, verify_on_read=False, **own) as store:
+        assert store["other"].num_rows == ROWS
+        with pytest.raises(IntegrityError):
+            store["table"]
 
 
 def test_known_content_that_another_stored_is_stored_again_to_be_signed(tmp_path, monkeypatch):
