@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import mmap
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -248,7 +249,7 @@ def _check_for_csv(frame: Any, context: FileContext) -> None:
 def _write_pandas(frame: Any, path: Path, separator: str, context: FileContext) -> None:
     try:
         frame.to_csv(path, index=False, sep=separator)
-        if b"\r" in path.read_bytes():
+        if _holds(path, b"\r"):
             # In a text, where it would be read as the end of a line. It is quoted only where lines
             # end with it.
             frame.to_csv(path, index=False, sep=separator, lineterminator="\r\n")
@@ -257,6 +258,12 @@ def _write_pandas(frame: Any, path: Path, separator: str, context: FileContext) 
             f"{context.key!r}: a text with a lone surrogate cannot be in a {context.extension} "
             f"file: {exc}"
         ) from exc
+
+
+def _holds(path: Path, what: bytes) -> bool:
+    """Whether there is a byte anywhere in a file that is not empty; it may be larger than memory."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(what) != -1
 
 
 def _no_columns(context: FileContext) -> UnsupportedTypeError:
