@@ -83,8 +83,7 @@ class Reader:
     objects : ObjectStore
     handlers : HandlerSet
     verify : bool
-        Check every part before decoding it. Parts that may run code, and those of signed entries,
-        are always checked.
+        Check every part before decoding it. Parts that may run code are always checked.
     policy : LoadPolicy
     signer : Signer, optional
         Tells which entries are the reader's own; without it none are.
@@ -149,10 +148,9 @@ class Reader:
         handler = self._handler(entry)
         part = entry.parts[0]
         data = part.payload or b""
-        trust = self._trust(entry, handler)
-        if self._verify or handler.runs_code or trust is _SIGNED:
+        if self._verify or handler.runs_code:
             _verify_bytes(entry.key, part, data)
-        stored = _stored(part, BytesSource(data), trust)
+        stored = _stored(part, BytesSource(data), self._trust(entry, handler))
         with _reading(entry):
             return handler.read(_Parts({part.name: stored}), _info(entry.info_text), **options)
 
@@ -178,7 +176,7 @@ class Reader:
                         _stored(
                             part,
                             self._checking(current, part, source),
-                            self._trust(current, handler),
+                            self._trust(current, handler, checked=True),
                         ),
                     )
                     for part, source in zip(current.parts, sources, strict=True)
@@ -224,9 +222,15 @@ class Reader:
             )
         return handler
 
-    def _trust(self, entry: Entry, handler: Handler) -> Trust:
-        """What the bytes of an entry may do."""
-        if self._plain is EVERYTHING or not (handler.runs_code or entry.signature):
+    def _trust(self, entry: Entry, handler: Handler, *, checked: bool = False) -> Trust:
+        """What the bytes of an entry may do; `checked` says that they are, whatever the store does.
+
+        A signature speaks of bytes with a certain checksum, so not of any that are not compared.
+        """
+        checked = checked or self._verify or handler.runs_code
+        if self._plain is EVERYTHING or not checked:
+            return self._plain
+        if not (handler.runs_code or entry.signature):
             return self._plain
         signer = self._signer
         doubt = "there is no key to check it with" if signer is None else signer.doubt(entry)
@@ -281,8 +285,7 @@ class Reader:
     ) -> StoredPart:
         if source.size != part.blob.size:
             _compare(entry.key, part, source.size, "no checksum: its size tells")
-        # A signature speaks of bytes with that checksum, and of no others.
-        if self._verify or handler.runs_code or trust is _SIGNED:
+        if self._verify or handler.runs_code:
             source = CheckedSource(source, entry.key, part, again=handler.runs_code)
         return _stored(part, source, trust)
 

@@ -104,7 +104,7 @@ class BlobStore(Asking):
     readonly : bool
         Change nothing; every writing method raises `NotSupportedError`.
     verify_on_read : bool
-        Compare checksums before decoding. What is signed is always checked.
+        Compare checksums before decoding. Pickles are always checked.
     handlers : iterable of Handler or DataHandler, optional
         Handlers of your own, or their classes, asked before the built-in ones of the same priority.
     signing_keys : iterable of (bytes or str), optional

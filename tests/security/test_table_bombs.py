@@ -428,7 +428,7 @@ def test_an_array_of_zeros_is_refused_if_another_stored_it(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("inline", [0, 4 * MIB])
 def test_bytes_that_were_exchanged_are_not_what_was_signed(tmp_path, monkeypatch, inline):
-    """Without `verify_on_read` too: the signature lifts the limit, so its checksum has to hold."""
+    """The signature lifts the limit, so the checksum that it is for has to hold, or be unasked."""
     from blobstore import limits
 
     monkeypatch.setattr(limits, "SIGNED_FROM", 10 * MIB)
@@ -449,10 +449,15 @@ def test_bytes_that_were_exchanged_are_not_what_was_signed(tmp_path, monkeypatch
             )
             assert done.rowcount == 1
             database.commit()
-    with BlobStore(tmp_path, verify_on_read=False, **own) as store:
+    own["max_decompressed_bytes"] = MIB
+    with BlobStore(tmp_path, **own) as store:
         assert store["other"].num_rows == ROWS
         with pytest.raises(IntegrityError):
             store["table"]
+    with BlobStore(tmp_path, verify_on_read=False, **own) as store:
+        for key in ("table", "other"):
+            with pytest.raises(DecodeError, match="max_decompressed_bytes"):
+                store[key]
 
 
 def test_known_content_that_another_stored_is_stored_again_to_be_signed(tmp_path, monkeypatch):
