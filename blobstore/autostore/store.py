@@ -29,6 +29,7 @@ from blobstore.files.trust import SIGNED, FileTrust
 from blobstore.limits import MAX_DECOMPRESSED
 from blobstore.protocols.data_handler import DataHandler
 from blobstore.protocols.file_format import FileContext, FileFormat
+from blobstore.wrappers.cache import CachingStore
 
 T = TypeVar("T")
 _RUBBISH = timedelta(days=1)
@@ -346,8 +347,7 @@ class AutoStore(MutableMapping[Any, Any]):
     def cleanup_cache(self) -> int:
         """Remove copies that are too old to be served, whoever made them; how many."""
         self._check_open()
-        expire = getattr(self._objects, "expire", None)
-        return int(expire()) if expire is not None else 0
+        return self._objects.expire() if isinstance(self._objects, CachingStore) else 0
 
     def invalidate_cache(self, key: Any = None) -> None:
         """Drop the local copies of a key, or all; the files themselves stay."""
@@ -360,10 +360,10 @@ class AutoStore(MutableMapping[Any, Any]):
 
     def _drop_copy(self, *names: str) -> bool:
         """Drop the local copy of a file, or all; whether this store keeps copies."""
-        clear = getattr(self._objects, "clear", None)
-        if clear is None:
+        # By its class: in a store of somebody else, what is called clear may delete the objects.
+        if not isinstance(self._objects, CachingStore):
             return False
-        clear(*names)
+        self._objects.clear(*names)
         return True
 
     def close(self) -> None:

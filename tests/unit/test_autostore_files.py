@@ -722,3 +722,25 @@ def test_threads_may_store_one_picture_that_was_only_opened(store):
 def test_what_is_trusted_comes_in_a_list(tmp_path, name):
     with pytest.raises(ConfigError, match=name):
         AutoStore(tmp_path, **{name: 5})
+
+
+def test_a_damaged_file_is_nothing_that_another_store_clears():
+    """Only a cache is asked to forget its copy: elsewhere `clear` may mean the objects themselves."""
+
+    class Clearing(DictStore):
+        def clear(self, key=None):
+            self.delete_many([key] if key is not None else list(self.keys()))
+
+        def expire(self):
+            self.clear()
+            return 1
+
+    objects = Clearing()
+    store = AutoStore(objects)
+    objects.put("k.json", b"{ damaged")
+    with pytest.raises(DecodeError):
+        store["k"]
+    store.invalidate_cache()
+    store.invalidate_cache("k")
+    assert store.cleanup_cache() == 0
+    assert objects.get("k.json") == b"{ damaged"
