@@ -13,6 +13,7 @@ from blobstore.autostore import schemes
 from blobstore.autostore.errors import StorageFileNotFoundError
 from blobstore.autostore.formats import Formats
 from blobstore.autostore.names import glob, is_key, key_text, split
+from blobstore.backends.blob.filesystem import FilesystemStore
 from blobstore.config.storage import StorageConfig
 from blobstore.entry import ObjectStat
 from blobstore.errors import (
@@ -419,9 +420,8 @@ class AutoStore(MutableMapping[Any, Any]):
         return [name for name in names if name in there and split(name, extensions)[0] == stem]
 
     def _existing(self, names: list[str]) -> set[str]:
-        ask = getattr(self._objects, "existing", None)
-        if ask is not None:
-            return set(ask(names))
+        if isinstance(self._objects, FilesystemStore):
+            return self._objects.existing(names)
         return {name for name in names if self._exists(name)}
 
     def _exists(self, name: str) -> bool:
